@@ -1,0 +1,39 @@
+VENV ?= .venv
+PORT ?= 8000
+BIN := $(VENV)/bin
+# The demo needs little: without a limit vLLM takes nearly all of the machine's memory for its KV cache.
+DEMO_OPTIONS ?= --kv-cache-memory-bytes 1G
+
+.PHONY: setup serve test lint links clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements/cpu.txt requirements/dev.txt pyproject.toml Makefile
+	python3 -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements/cpu.txt -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+serve: setup
+	@echo 'Starting takes about a minute. Then try, in another shell:'
+	@echo
+	@echo "  curl http://localhost:$(PORT)/v1/chat/completions -H 'Content-Type: application/json' -d '{\"model\": \"math+swahili\", \"messages\": [{\"role\": \"user\", \"content\": \"Asha ana ndizi 5. Asha ananunua ndizi 3. Sasa Asha ana ndizi ngapi?\"}]}'"
+	@echo
+	$(BIN)/layerloom serve demo --port $(PORT) $(DEMO_OPTIONS)
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+lint: setup links
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	MYPYPATH=.links $(BIN)/mypy -p layerloom.composer -p layerloom.kernels
+
+# Type checkers do not follow the mapping of composer/ to layerloom.composer in pyproject.toml.
+links:
+	@mkdir -p .links/layerloom
+	@for part in composer kernels server; do ln -sfn ../../$$part .links/layerloom/$$part; done
+
+clean:
+	rm -rf $(VENV) .links *.egg-info

@@ -1,0 +1,183 @@
+"""Throughput of one composition and of four mixed, against what a user would run instead.
+
+    python bench/serving.py [--eager] [--rounds 5] [--requests 32] [--tokens 64]
+
+Every engine lives in a process of its own and they take turns, round by round, so that a ratio compares
+runs that stood next to each other in time:
+
+    stock      stock vLLM on the merged checkpoint of one composition, all requests
+    one        layerloom, all requests for that composition
+    four       layerloom, the requests spread over four compositions in one batch
+    turns      four stock engines on four merged checkpoints, each with its quarter of the requests
+
+Also: from the first request for a composition nobody has used to its first token, next to `merge` and
+starting stock vLLM on the result.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+sys.path.insert(0, str(ROOT / "bench"))
+
+LANGUAGES = ("swahili", "bengali", "telugu", "thai")
+SHAPE = {
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "vocab_size": 16384,
+    "max_position_embeddings": 1024,
+}
+
+
+def prompts(count: int) -> list[dict[str, list[int]]]:
+    generator = torch.Generator().manual_seed(7)
+    ids = torch.randint(3, 500, (count, 24), generator=generator).tolist()
+    return [{"prompt_token_ids": row} for row in ids]
+
+
+class Engine:
+    """A child process with one engine; `ask` runs one batch there and returns its seconds."""
+
+    def __init__(self, name: str, model: str, eager: bool) -> None:
+        self.name = name
+        command = [sys.executable, __file__, "--child", model] + (["--eager"] if eager else [])
+        self.log = tempfile.TemporaryFile("w+")
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
+        )
+        self.ready = self._line()
+
+    def _line(self) -> dict[str, Any]:
+        for line in self.process.stdout:
+            if line.startswith("{"):
+                return json.loads(line)
+        self.log.seek(0)
+        raise SystemExit(f"{self.name} died:\n{self.log.read()[-3000:]}")
+
+    def ask(self, models: list[str | None], count: int, tokens: int) -> dict[str, Any]:
+        self.process.stdin.write(json.dumps({"models": models, "count": count, "tokens": tokens}) + "\n")
+        self.process.stdin.flush()
+        return self._line()
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def child(model: str, eager: bool) -> None:
+    """The child's loop: stock vLLM for a checkpoint directory, layerloom for a family.yaml."""
+    from vllm import LLM, SamplingParams
+
+    from layerloom.server import Runtime
+
+    options = {
+        "enforce_eager": eager,
+        "max_model_len": 512,
+        "max_num_seqs": 64,
+        "disable_log_stats": True,
+        "enable_prefix_caching": False,
+    }
+    start = time.monotonic()
+    runtime = Runtime(model, **options) if model.endswith(".yaml") else None
+    llm = runtime.llm if runtime else LLM(model, **options)
+    print(json.dumps({"start": time.monotonic() - start}), flush=True)
+    for line in sys.stdin:
+        job = json.loads(line)
+        params = SamplingParams(temperature=0.0, max_tokens=job["tokens"], ignore_eos=True)
+        batch = prompts(job["count"])
+        start = time.monotonic()
+        if runtime:
+            runtime.generate([job["models"][i % len(job["models"])] for i in range(len(batch))], batch, params)
+        else:
+            llm.generate(batch, params, use_tqdm=False)
+        print(json.dumps({"seconds": time.monotonic() - start}), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--eager", action="store_true", help="without torch.compile, on both sides")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--only", default="", help="comma-separated rows; default all")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    if options.child:
+        child(options.child, options.eager)
+        return
+
+    from pico import make_family
+
+    from layerloom.composer import Family, merge
+
+    with tempfile.TemporaryDirectory() as scratch:
+        experts = {"math": "task", **dict.fromkeys(LANGUAGES, "language")}
+        path = make_family(Path(scratch), depth=16, experts=experts, **SHAPE)
+        family = Family.load(path)
+        names = [f"math+{language}" for language in LANGUAGES]
+        start = time.monotonic()
+        merged = [str(merge(family, name, Path(scratch) / f"merged-{name}")) for name in names]
+        merging = (time.monotonic() - start) / len(names)
+
+        stock = Engine("stock", merged[0], options.eager)
+        loom = Engine("layerloom", str(path), options.eager)
+        others = [Engine(f"stock {name}", model, options.eager) for name, model in zip(names[1:], merged[1:], strict=True)]
+        count, tokens = options.requests, options.tokens
+
+        never_used = [loom.ask([name], 1, 1)["seconds"] for name in names]
+        used = [loom.ask([name], 1, 1)["seconds"] for name in names]
+
+        def turns() -> float:
+            return sum(engine.ask([None], count // 4, tokens)["seconds"] for engine in (stock, *others))
+
+        rows = {
+            "stock": lambda: stock.ask([None], count, tokens)["seconds"],
+            "one": lambda: loom.ask(names[:1], count, tokens)["seconds"],
+            "four": lambda: loom.ask(names, count, tokens)["seconds"],
+            "turns": turns,
+        }
+        for run in rows.values():
+            run()
+        seconds: dict[str, list[float]] = {name: [] for name in rows}
+        for _ in range(options.rounds):
+            for name, run in rows.items():
+                seconds[name].append(run())
+
+        parameters = sum(t.numel() for t in map(family.base.read, family.base.tensors))
+        mode = "eager" if options.eager else "compiled"
+        print(f"\n{parameters / 1e6:.0f} M parameters, {count} requests of 24 + {tokens} tokens, {options.rounds} rounds, {mode}")
+        print("| row | tok/s (median) | against stock, round by round: median (min-max) |\n|---|---|---|")
+        for name, values in seconds.items():
+            ratios = [a / b for a, b in zip(seconds["stock"], values, strict=True)]
+            rate = count * tokens / statistics.median(values)
+            print(f"| {name} | {rate:.0f} | {statistics.median(ratios):.3f} ({min(ratios):.3f}-{max(ratios):.3f}) |")
+        gain = statistics.median(a / b for a, b in zip(seconds["turns"], seconds["four"], strict=True))
+        print(f"\nfour mixed against four engines taking turns: {gain:.2f}x")
+        print(
+            f"first token of a never-used composition: {1000 * statistics.median(never_used):.0f} ms, of the same again: "
+            f"{1000 * statistics.median(used):.0f} ms; merge {merging:.1f} s + start of stock vLLM {stock.ready['start']:.1f} s"
+        )
+        for engine in (stock, loom, *others):
+            engine.close()
+
+
+if __name__ == "__main__":
+    main()

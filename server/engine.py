@@ -1,0 +1,66 @@
+"""engine: the vLLM settings that make an engine serve a family."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from vllm.lora.request import LoRARequest
+from vllm.platforms import current_platform
+
+from layerloom.composer import ComposeError, Family, Plan
+
+# Compositions are light for the scheduler: many may share a batch, and all that fit in memory stay ready.
+MAX_IN_BATCH = 32
+MAX_READY = 256
+
+TAKEN = ("model", "quantization", "worker_cls", "enable_lora", "additional_config", "lora_modules")
+
+
+def prepare_environment() -> None:
+    """What vLLM reads from the environment; set before an engine or a server is built."""
+    plugins = os.environ.get("VLLM_PLUGINS")
+    if plugins is None:
+        os.environ["VLLM_PLUGINS"] = "layerloom"
+    elif "layerloom" not in plugins.split(","):
+        os.environ["VLLM_PLUGINS"] = f"{plugins},layerloom"
+    os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+
+
+def engine_options(family: Family, allow_recipes: bool, given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments for vLLM's EngineArgs: `given` by the user, completed with what layerloom needs.
+
+    Raises ComposeError for an option that contradicts it, and on a platform without a worker.
+    """
+    taken = [name for name in TAKEN if given.get(name)]
+    if taken:
+        raise ComposeError(f"layerloom sets {', '.join(taken)} itself: leave {'it' if len(taken) == 1 else 'them'} out")
+    if not current_platform.is_cpu():
+        raise ComposeError(
+            f"layerloom runs on vLLM's CPU backend so far; this vLLM is built for {current_platform.device_name}"
+        )
+    max_loras = given.get("max_loras") or min(MAX_IN_BATCH, len(family.names()))
+    return {
+        "served_model_name": ["base"],
+        **given,
+        "model": str(family.base.path),
+        "quantization": "layerloom",
+        "worker_cls": "layerloom.server.worker.CPUWorker",
+        "enable_lora": True,
+        "max_loras": max_loras,
+        "max_cpu_loras": given.get("max_cpu_loras") or max(MAX_READY, len(family.names()), max_loras),
+        "additional_config": {"layerloom": {"family": str(family.path), "allow_recipes": allow_recipes}},
+    }
+
+
+def lora_request(plan: Plan) -> LoRARequest | None:
+    """The composition as vLLM's scheduler, prefix cache and metrics know it; None is the base itself.
+
+    The id is taken from the digest, so that every process and API server gives a composition the same one.
+    """
+    if plan.is_base:
+        return None
+    return LoRARequest(plan.name, 1 + int(plan.digest[:8], 16) % (2**31 - 2), plan.digest, base_model_name="base")
+
+
+def family_path(path: str | Path) -> Path:
+    return Path(path).expanduser().resolve()

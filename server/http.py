@@ -1,0 +1,73 @@
+"""http: compositions on vLLM's OpenAI server."""
+
+from argparse import Namespace
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.datastructures import State
+from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+from vllm.exceptions import VLLMNotFoundError, VLLMValidationError
+from vllm.lora.request import LoRARequest
+
+from layerloom.composer import ComposeError, Family, UnknownName
+
+from .engine import lora_request
+
+
+class Resolver:
+    """Turns a model name into the adapter vLLM serves it with, assembling it on first use."""
+
+    def __init__(self, family: Family, allow_recipes: bool, models: OpenAIServingModels) -> None:
+        self.family = family
+        self.allow_recipes = allow_recipes
+        self.models = models
+
+    async def resolve_lora(self, name: str) -> LoRARequest:
+        """Stands in for OpenAIServingModels.resolve_lora. Raises vLLM's own errors, which become 404 and 400."""
+        try:
+            plan = self.family.plan(self.family.parse(name, self.allow_recipes))
+        except UnknownName as error:
+            raise VLLMNotFoundError(str(error)) from error
+        except ComposeError as error:
+            raise VLLMValidationError(str(error), parameter="model") from error
+        request = lora_request(plan)
+        async with self.models.lora_resolver_lock[plan.name]:
+            if self.models.lora_requests.get(plan.name) is None:
+                try:
+                    await self.models.engine_client.add_lora(request)
+                except Exception as error:
+                    raise VLLMValidationError(f"{plan.name} could not be assembled: {error}", parameter="model") from error
+            self.models.lora_requests[plan.name] = self.models.lora_requests[name] = request
+        return request
+
+
+class LayerloomEndpoints:
+    """Entry point `vllm.endpoint_plugins`: lists every composition before its first use, and resolves names."""
+
+    name = "layerloom"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        @app.get("/v1/models")
+        async def models(request: Request) -> dict[str, Any]:
+            """The base, every expert and every task+language pair, with parent and recipe."""
+            serving: OpenAIServingModels = request.app.state.openai_serving_models
+            listed = await serving.registry.show_available_models()
+            base = listed.data[0]
+            family: Family | None = getattr(request.app.state, "layerloom_family", None)
+            cards = [card.model_dump() for card in listed.data]
+            if family is not None:
+                for name in family.names():
+                    if name != "base":
+                        card = base.model_copy(update={"id": name, "parent": base.id})
+                        cards.append({**card.model_dump(), **family.describe(name), "parent": base.id})
+            return {"object": "list", "data": cards}
+
+    async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
+        options = engine_client.vllm_config.additional_config.get("layerloom") if engine_client else None
+        if not options:
+            return
+        family = state.layerloom_family = Family.load(options["family"])
+        models: OpenAIServingModels = state.openai_serving_models
+        models.resolve_lora = Resolver(family, options["allow_recipes"], models).resolve_lora

@@ -1,0 +1,64 @@
+"""plugin: what vLLM loads in each of its processes."""
+
+from typing import Any
+
+import torch
+import vllm
+from packaging.version import Version
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+from vllm.model_executor.layers.linear import LinearBase
+from vllm.model_executor.layers.quantization import register_quantization_config
+from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+from layerloom.composer import ComposeError
+
+from . import ops  # noqa: F401  (registers the operators)
+from .paged import PagedEmbeddingMethod, PagedLinearMethod
+
+OLDEST, NEWEST = Version("0.26"), Version("0.34")
+
+
+class LayerloomConfig(QuantizationConfig):
+    """Not a quantization: the way vLLM offers to own the weights of linear layers and embeddings."""
+
+    def get_name(self) -> str:
+        return "layerloom"
+
+    def get_supported_act_dtypes(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16, torch.float32]
+
+    @classmethod
+    def get_min_capability(cls) -> int:
+        return 80
+
+    @staticmethod
+    def get_config_filenames() -> list[str]:
+        return []
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> "LayerloomConfig":
+        return cls()
+
+    def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> Any:
+        if isinstance(layer, LinearBase):
+            return PagedLinearMethod()
+        if isinstance(layer, VocabParallelEmbedding):
+            return PagedEmbeddingMethod()
+        if isinstance(layer, AttentionLayerBase):
+            return None
+        raise ComposeError(
+            f"{prefix} ({type(layer).__name__}) cannot be paged: layerloom serves unquantised dense decoders; "
+            "fused MoE experts are not supported"
+        )
+
+
+def register() -> None:
+    """Entry point `vllm.general_plugins`. Changes nothing for an engine that does not ask for layerloom."""
+    check_version(vllm.__version__)
+    register_quantization_config("layerloom")(LayerloomConfig)
+
+
+def check_version(version: str) -> None:
+    if not OLDEST <= Version(version) < NEWEST:
+        raise RuntimeError(f"layerloom works with vLLM >={OLDEST},<{NEWEST}; installed is {version}")
