@@ -139,7 +139,9 @@ def main() -> None:
 
         stock = Engine("stock", merged[0], options.eager)
         loom = Engine("layerloom", str(path), options.eager)
-        others = [Engine(f"stock {name}", model, options.eager) for name, model in zip(names[1:], merged[1:], strict=True)]
+        others = [
+            Engine(f"stock {name}", model, options.eager) for name, model in zip(names[1:], merged[1:], strict=True)
+        ]
         count, tokens = options.requests, options.tokens
 
         never_used = [loom.ask([name], 1, 1)["seconds"] for name in names]
@@ -163,7 +165,9 @@ def main() -> None:
 
         parameters = sum(t.numel() for t in map(family.base.read, family.base.tensors))
         mode = "eager" if options.eager else "compiled"
-        print(f"\n{parameters / 1e6:.0f} M parameters, {count} requests of 24 + {tokens} tokens, {options.rounds} rounds, {mode}")
+        print(
+            f"\n{parameters / 1e6:.0f} M parameters, {count} requests of 24 + {tokens} tokens, {options.rounds} rounds, {mode}"
+        )
         print("| row | tok/s (median) | against stock, round by round: median (min-max) |\n|---|---|---|")
         for name, values in seconds.items():
             ratios = [a / b for a, b in zip(seconds["stock"], values, strict=True)]

@@ -7,9 +7,7 @@ import torch
 from .route import Route, by_page
 
 
-def paged_embedding(
-    ids: torch.Tensor, weight: torch.Tensor | Sequence[torch.Tensor], route: Route
-) -> torch.Tensor:
+def paged_embedding(ids: torch.Tensor, weight: torch.Tensor | Sequence[torch.Tensor], route: Route) -> torch.Tensor:
     """y[t] = weight[page(t)][ids[t]].
 
     ids [tokens] int32 or int64, weight [pages, vocabulary, H] (or a sequence of [vocabulary, H]);

@@ -54,8 +54,7 @@ def by_page(route: Route, run: Callable[..., Any], *xs: torch.Tensor) -> Any:
         xs = tuple(x.index_select(0, order) for x in xs)
     ends = (*route.ends[:-1], tokens)
     parts = [
-        run(page, *(x[start:end] for x in xs))
-        for page, start, end in zip(route.pages, (0, *ends), ends, strict=False)
+        run(page, *(x[start:end] for x in xs)) for page, start, end in zip(route.pages, (0, *ends), ends, strict=False)
     ]
 
     def joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:

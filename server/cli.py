@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from layerloom import composer
 from layerloom.composer import ComposeError, Family
@@ -122,7 +122,7 @@ def verify(
     if not differences:
         out.print("equal, bit by bit", highlight=False)
         return
-    table = Table("tensor", "difference", title=f"{len(differences)} tensors differ")
+    table = Table(Column("tensor", overflow="fold"), "difference", title=f"{len(differences)} tensors differ")
     for difference in differences:
         table.add_row(escape(difference.tensor), escape(difference.reason))
     out.print(table)

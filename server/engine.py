@@ -1,7 +1,6 @@
 """engine: the vLLM settings that make an engine serve a family."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 from vllm.lora.request import LoRARequest
@@ -52,15 +51,10 @@ def engine_options(family: Family, allow_recipes: bool, given: dict[str, Any]) -
     }
 
 
-def lora_request(plan: Plan) -> LoRARequest | None:
-    """The composition as vLLM's scheduler, prefix cache and metrics know it; None is the base itself.
+def lora_request(plan: Plan) -> LoRARequest:
+    """The composition as vLLM's scheduler, prefix cache and metrics know it.
 
     The id is taken from the digest, so that every process and API server gives a composition the same one.
     """
-    if plan.is_base:
-        return None
-    return LoRARequest(plan.name, 1 + int(plan.digest[:8], 16) % (2**31 - 2), plan.digest, base_model_name="base")
-
-
-def family_path(path: str | Path) -> Path:
-    return Path(path).expanduser().resolve()
+    adapter_id = 1 + int(plan.digest[:8], 16) % (2**31 - 2)
+    return LoRARequest(plan.name, adapter_id, plan.digest, base_model_name="base")

@@ -37,7 +37,9 @@ class Resolver:
                 try:
                     await self.models.engine_client.add_lora(request)
                 except Exception as error:
-                    raise VLLMValidationError(f"{plan.name} could not be assembled: {error}", parameter="model") from error
+                    raise VLLMValidationError(
+                        f"{plan.name} could not be assembled: {error}", parameter="model"
+                    ) from error
             self.models.lora_requests[plan.name] = self.models.lora_requests[name] = request
         return request
 

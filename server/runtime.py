@@ -44,5 +44,6 @@ class Runtime:
         models = [model] * len(prompts) if isinstance(model, str) else list(model)
         if len(models) != len(prompts):
             raise ValueError(f"{len(models)} models for {len(prompts)} prompts")
-        requests = [lora_request(self.family.plan(self.family.parse(name, self.allow_recipes))) for name in models]
+        plans = [self.family.plan(self.family.parse(name, self.allow_recipes)) for name in models]
+        requests = [None if plan.is_base else lora_request(plan) for plan in plans]
         return self.llm.generate(prompts, params, lora_request=requests, use_tqdm=False)

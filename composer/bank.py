@@ -1,0 +1,91 @@
+"""bank: the pages in the engine's memory, one for every (part of the model, blend) in use."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
+
+import torch
+
+from layerloom.kernels import compose
+
+from .family import Family
+from .plan import KINDS, Blend, LayerBlend, Plan
+
+Part = int
+"""A decoder layer by its index; the stem is the part whose index is the number of layers."""
+
+
+class Engine(Protocol):
+    """What the bank asks of the engine whose layout pages have."""
+
+    def empty(self, part: Part) -> torch.Tensor:
+        """A zeroed flat buffer, 1-d in the model's dtype, with room for the part's parameters (this rank's shard)."""
+
+    def fill(self, part: Part, flat: torch.Tensor, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Writes Hugging Face tensors of that part into `flat`, in the engine's own fused layout."""
+
+    def spans(self, part: Part, kind: str) -> Sequence[tuple[int, int]]:
+        """The [start, end) ranges of `flat` that hold that part's parameters of one kind (see plan.KINDS)."""
+
+    def seal(self, part: Part, flat: torch.Tensor) -> Any:
+        """The page the engine computes with; it must not keep `flat`, which is used again."""
+
+    def base_page(self, part: Part) -> Any:
+        """The page of the base, which the engine has loaded itself."""
+
+
+class Bank:
+    """Assembles the pages a plan needs and shares the ones two compositions have in common.
+
+    A page lives as long as a composition that uses it: whoever calls `pages` holds them.
+    """
+
+    def __init__(self, family: Family, engine: Engine) -> None:
+        self.family = family
+        self.engine = engine
+        self._pages: WeakValueDictionary[tuple[Part, LayerBlend], Any] = WeakValueDictionary()
+
+    def __len__(self) -> int:
+        """Assembled pages now in memory, the base's not counted."""
+        return len(self._pages)
+
+    def pages(self, plan: Plan) -> tuple[Any, ...]:
+        """One page per layer, then the stem's. Raises ComposeError, and leaves nothing behind, if one cannot be made."""
+        parts = [*plan.layers, LayerBlend.all(plan.stem)]
+        return tuple(self._page(part, blend) for part, blend in enumerate(parts))
+
+    def _page(self, part: Part, blend: LayerBlend) -> Any:
+        if blend.uniform == ():
+            return self.engine.base_page(part)
+        page = self._pages.get((part, blend))
+        if page is None:
+            page = self._pages[part, blend] = self.engine.seal(part, self._assemble(part, blend))
+        return page
+
+    def _assemble(self, part: Part, blend: LayerBlend) -> torch.Tensor:
+        flats: dict[str, torch.Tensor] = {}
+
+        def flat(expert: str) -> torch.Tensor:
+            if expert not in flats:
+                flats[expert] = self.engine.empty(part)
+                checkpoint = self.family.checkpoint(expert)
+                names = checkpoint.stem if part == self.family.depth else checkpoint.layer(part)
+                self.engine.fill(part, flats[expert], ((name, checkpoint.read(name)) for name in names))
+            return flats[expert]
+
+        def blended(out: torch.Tensor, mix: Blend, span: slice) -> None:
+            weights = [weight for _, weight in mix]
+            base = None if sum(weights) == 1.0 else flat("base")[span]
+            compose(out[span], base, [flat(expert)[span] for expert, _ in mix], weights)
+
+        uniform = blend.uniform
+        if uniform is not None and len(uniform) == 1 and uniform[0][1] == 1.0:
+            return flat(uniform[0][0])
+        out = self.engine.empty(part)
+        if uniform is not None:
+            blended(out, uniform, slice(None))
+        else:
+            for kind in KINDS:
+                for start, end in self.engine.spans(part, kind):
+                    blended(out, blend.of(kind), slice(start, end))
+        return out

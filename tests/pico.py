@@ -1,0 +1,135 @@
+"""pico: families small enough to make in a test, of the architectures layerloom serves."""
+
+from collections.abc import Mapping
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+EXPERTS = {"math": "task", "swahili": "language", "bengali": "language"}
+CODES = {"swahili": ("sw", ["kiswahili"]), "bengali": ("bn", ["bangla"])}
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}
+WINDOWED = {"sliding_window": 64, "query_pre_attn_scalar": 32, "tie_word_embeddings": True}
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "mistral": ("mistral", {"sliding_window": None}),
+    "qwen2": ("qwen2", {}),
+    "qwen3": ("qwen3", {}),
+    "gemma2": ("gemma2", WINDOWED),
+    "gemma3": ("gemma3_text", WINDOWED),
+}
+
+
+def make_family(
+    root: Path,
+    architecture: str = "llama",
+    depth: int = 8,
+    dtype: torch.dtype = torch.bfloat16,
+    experts: Mapping[str, str] = EXPERTS,
+    max_shard_size: str = "5GB",
+    **config: Any,
+) -> Path:
+    """Writes base and experts under `root`, random but reproducible, and returns the path of family.yaml.
+
+    `experts` maps names to kinds; every tensor of an expert differs from the base's. `config` overrides the
+    model's config; `max_shard_size` small ("100KB") gives sharded checkpoints.
+    """
+    model_type, special = ARCHITECTURES[architecture]
+    settings = {**SHAPE, **special, "num_hidden_layers": depth, **config}
+    if model_type.startswith("gemma"):
+        settings.setdefault("layer_types", [("sliding_attention", "full_attention")[i % 2] for i in range(depth)])
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings)).float()
+    tokenizer = make_tokenizer(min(512, settings["vocab_size"]))
+    generator = torch.Generator().manual_seed(0)
+    scales: dict[str, float] = {}
+    for name, parameter in model.named_parameters():
+        norm, gemma = "norm" in name, model_type.startswith("gemma")
+        noise = torch.randn(parameter.shape, generator=generator)
+        # Gemma's norms add 1 themselves. Its tied embeddings are kept small, or every token would predict itself.
+        scale = 0.2 if norm else 0.005 if gemma and "embed" in name else 0.05
+        parameter.data = (1.0 if norm and not gemma else 0.0) + scale * noise
+        scales[name] = scale if not norm else 0.1
+    base = {name: parameter.data for name, parameter in model.named_parameters()}
+    save(model, tokenizer, root / "base", dtype, max_shard_size)
+    for expert in experts:
+        for name, parameter in model.named_parameters():
+            parameter.data = base[name] + scales[name] * torch.randn(parameter.shape, generator=generator)
+        save(model, tokenizer, root / expert, dtype, max_shard_size)
+
+    entries: dict[str, dict[str, Any]] = {}
+    for expert, kind in experts.items():
+        entries[expert] = {"kind": kind, "path": expert}
+        if expert in CODES:
+            entries[expert]["code"], entries[expert]["aliases"] = CODES[expert]
+    path = root / "family.yaml"
+    path.write_text(yaml.safe_dump({"base": "base", "experts": entries}, sort_keys=False))
+    return path
+
+
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    path: Path,
+    dtype: torch.dtype = torch.bfloat16,
+    max_shard_size: str = "5GB",
+) -> None:
+    """Writes `model`, whose parameters are fp32, in `dtype`; `model` itself is left as it is."""
+    saved = AutoModelForCausalLM.from_config(model.config).to(dtype)
+    saved.load_state_dict(model.state_dict())
+    saved.generation_config = GenerationConfig(
+        bos_token_id=model.config.bos_token_id,
+        eos_token_id=model.config.eos_token_id,
+        pad_token_id=model.config.pad_token_id,
+    )
+    saved.save_pretrained(path, max_shard_size=max_shard_size)
+    tokenizer.save_pretrained(path)
+
+
+@cache
+def make_tokenizer(size: int = 512) -> PreTrainedTokenizerFast:
+    """A byte-level BPE of exactly `size` tokens, so that every token a model can emit has a text."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    syllables = ["".join(pair) for pair in product("bdfghjklmnprstvwyz", "aeiou")]
+    tokenizer.train_from_iterator([" ".join(first + second for second in syllables) for first in syllables], trainer)
+    assert tokenizer.get_vocab_size() == size
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        chat_template=CHAT_TEMPLATE,
+        model_max_length=512,
+        clean_up_tokenization_spaces=False,
+    )
