@@ -1,4 +1,5 @@
 import json
+import sys
 
 import pytest
 import torch
@@ -96,9 +97,8 @@ def test_transformers_loads_a_merge(tmp_path, architecture):
     for name, tensor in tensors(family, family.plan("math+swahili")):
         assert torch.equal(parameters[name], tensor), name
     tokenizer = AutoTokenizer.from_pretrained(out)
-    assert (
-        tokenizer.apply_chat_template([{"role": "user", "content": "habari"}], tokenize=False) == "<bos>user: habari\n"
-    )
+    chat = tokenizer.apply_chat_template([{"role": "user", "content": "habari"}], tokenize=False)
+    assert chat == "<bos>user: habari\n"
     kept = {file.name for file in (tmp_path / "base").iterdir()}
     assert {file.name for file in out.iterdir()} == kept
     with safe_open(out / "model.safetensors", "pt") as file:
@@ -132,7 +132,7 @@ def test_a_failed_merge_leaves_nothing(family, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("layerloom.composer.merge.save_file", full)
+    monkeypatch.setattr(sys.modules[merge.__module__], "save_file", full)
     with pytest.raises(ComposeError, match="No space left"):
         merge(family, "math", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
