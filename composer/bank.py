@@ -8,6 +8,7 @@ import torch
 
 from layerloom.kernels import compose
 
+from .errors import ComposeError
 from .family import Family
 from .plan import KINDS, Blend, LayerBlend, Plan
 
@@ -15,11 +16,14 @@ Part = int
 """A decoder layer by its index; the stem is the part whose index is the number of layers."""
 
 
+DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
 class Engine(Protocol):
     """What the bank asks of the engine whose layout pages have."""
 
-    def empty(self, part: Part) -> torch.Tensor:
-        """A zeroed flat buffer, 1-d in the model's dtype, with room for the part's parameters (this rank's shard)."""
+    def empty(self, part: Part, dtype: torch.dtype) -> torch.Tensor:
+        """A zeroed flat buffer, 1-d, with room for the part's parameters (this rank's shard)."""
 
     def fill(self, part: Part, flat: torch.Tensor, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Writes Hugging Face tensors of that part into `flat`, in the engine's own fused layout."""
@@ -28,7 +32,7 @@ class Engine(Protocol):
         """The [start, end) ranges of `flat` that hold that part's parameters of one kind (see plan.KINDS)."""
 
     def seal(self, part: Part, flat: torch.Tensor) -> Any:
-        """The page the engine computes with; it must not keep `flat`, which is used again."""
+        """The page the engine computes with, in the dtype it computes in."""
 
     def base_page(self, part: Part) -> Any:
         """The page of the base, which the engine has loaded itself."""
@@ -43,6 +47,7 @@ class Bank:
     def __init__(self, family: Family, engine: Engine) -> None:
         self.family = family
         self.engine = engine
+        self._dtypes = [self._dtype(part) for part in range(family.depth + 1)]
         self._pages: WeakValueDictionary[tuple[Part, LayerBlend], Any] = WeakValueDictionary()
 
     def __len__(self) -> int:
@@ -50,9 +55,21 @@ class Bank:
         return len(self._pages)
 
     def pages(self, plan: Plan) -> tuple[Any, ...]:
-        """One page per layer, then the stem's. Raises ComposeError, and leaves nothing behind, if one cannot be made."""
+        """One page per layer, then the stem's. Raises ComposeError, leaving nothing behind, if one cannot be made."""
         parts = [*plan.layers, LayerBlend.all(plan.stem)]
         return tuple(self._page(part, blend) for part, blend in enumerate(parts))
+
+    def _names(self, part: Part, source: str = "base") -> Sequence[str]:
+        checkpoint = self.family.checkpoint(source)
+        return checkpoint.stem if part == self.family.depth else checkpoint.layer(part)
+
+    def _dtype(self, part: Part) -> torch.dtype:
+        """The dtype blends are rounded to: the checkpoint's, whatever the engine then computes in."""
+        of: dict[str, str] = {self.family.base.tensors[name].dtype: name for name in self._names(part)}
+        if len(of) != 1 or next(iter(of)) not in DTYPES:
+            found = ", ".join(f"{name} is {dtype}" for dtype, name in of.items())
+            raise ComposeError(f"a page has one dtype, of {', '.join(DTYPES)}, but in {self.family.base.path} {found}")
+        return DTYPES[next(iter(of))]
 
     def _page(self, part: Part, blend: LayerBlend) -> Any:
         if blend.uniform == ():
@@ -67,10 +84,10 @@ class Bank:
 
         def flat(expert: str) -> torch.Tensor:
             if expert not in flats:
-                flats[expert] = self.engine.empty(part)
+                flats[expert] = self.engine.empty(part, self._dtypes[part])
                 checkpoint = self.family.checkpoint(expert)
-                names = checkpoint.stem if part == self.family.depth else checkpoint.layer(part)
-                self.engine.fill(part, flats[expert], ((name, checkpoint.read(name)) for name in names))
+                named = ((name, checkpoint.read(name)) for name in self._names(part, expert))
+                self.engine.fill(part, flats[expert], named)
             return flats[expert]
 
         def blended(out: torch.Tensor, mix: Blend, span: slice) -> None:
@@ -81,7 +98,7 @@ class Bank:
         uniform = blend.uniform
         if uniform is not None and len(uniform) == 1 and uniform[0][1] == 1.0:
             return flat(uniform[0][0])
-        out = self.engine.empty(part)
+        out = self.engine.empty(part, self._dtypes[part])
         if uniform is not None:
             blended(out, uniform, slice(None))
         else:

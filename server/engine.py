@@ -33,6 +33,10 @@ def engine_options(family: Family, allow_recipes: bool, given: dict[str, Any]) -
     taken = [name for name in TAKEN if given.get(name)]
     if taken:
         raise ComposeError(f"layerloom sets {', '.join(taken)} itself: leave {'it' if len(taken) == 1 else 'them'} out")
+    if (given.get("pipeline_parallel_size") or 1) > 1:
+        raise ComposeError("layerloom does not run with pipeline parallelism: use --tensor-parallel-size")
+    if given.get("speculative_config"):
+        raise ComposeError("layerloom does not run with speculative decoding: leave --speculative-config out")
     if not current_platform.is_cpu():
         raise ComposeError(
             f"layerloom runs on vLLM's CPU backend so far; this vLLM is built for {current_platform.device_name}"

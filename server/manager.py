@@ -96,9 +96,10 @@ class CompositionManager:
 
     def set_active_adapters(self, requests: set[LoRARequest], mapping: Any | None) -> None:
         """Routes the coming step: `mapping` names the adapter id of each token and of each sampled token."""
+        # First, so that making room for one of them never evicts another.
+        self._active = frozenset(request.lora_int_id for request in requests)
         for request in requests:
             self.add_adapter(request)
-        self._active = frozenset(request.lora_int_id for request in requests)
         if mapping is None:
             return
         if mapping.index_mapping != self._tokens:
@@ -114,7 +115,7 @@ class CompositionManager:
     def _route(self, ids: Sequence[int]) -> tuple[list[Adapter], Any]:
         """The distinct compositions of a batch, and a function from their pages at a part to (pages, route)."""
         distinct, position = np.unique(np.asarray(ids, dtype=np.int64), return_inverse=True)
-        active = [self._adapters.get(int(adapter_id), self._base) for adapter_id in distinct] or [self._base]
+        active = [self._adapter(int(adapter_id)) for adapter_id in distinct] or [self._base]
         routes: dict[tuple[int, ...], Route] = {}
 
         def routed(pages: list[Page]) -> tuple[tuple[Page, ...], Route]:
@@ -128,12 +129,15 @@ class CompositionManager:
 
         return active, routed
 
+    def _adapter(self, adapter_id: int) -> Adapter:
+        return self._base if adapter_id == 0 else self._adapters[adapter_id]
+
     @contextmanager
     def sampling_for(self, adapter_id: int) -> Iterator[None]:
         """The output head of one request alone, for prompt log probabilities."""
         stem = self.pages.parts[-1]
         before = stem.head.pages, stem.head.route
-        self.pages.select_head((self._adapters.get(adapter_id, self._base).pages[-1],), ONE_PAGE)
+        self.pages.select_head((self._adapter(adapter_id).pages[-1],), ONE_PAGE)
         try:
             yield
         finally:

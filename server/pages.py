@@ -126,15 +126,12 @@ class EnginePages:
         ]
         if problems:
             raise ComposeError(
-                f"{type(model).__name__} has weights that cannot be paged: {', '.join(problems)}. layerloom pages linear "
-                "layers, token embeddings, output heads and RMSNorm of unquantised dense decoders."
+                f"{type(model).__name__} has weights that cannot be paged: {', '.join(problems)}. layerloom pages "
+                "linear layers, token embeddings, output heads and RMSNorm of unquantised dense decoders."
             )
 
-    def empty(self, part: int) -> torch.Tensor:
-        dtypes = {span.parameter.dtype for span in self.parts[part].spans}
-        if len(dtypes) != 1:
-            raise ComposeError(f"part {part} has parameters of several dtypes: {sorted(map(str, dtypes))}")
-        return torch.zeros(self.parts[part].size, dtype=dtypes.pop())
+    def empty(self, part: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.zeros(self.parts[part].size, dtype=dtype)
 
     def fill(self, part: int, flat: torch.Tensor, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         spans = self.parts[part].spans
@@ -154,7 +151,9 @@ class EnginePages:
         return [(span.start, span.end) for span in self.parts[part].spans if kind_of(span.name) == kind]
 
     def seal(self, part: int, flat: torch.Tensor) -> Page:
-        views = {id(s.parameter): flat[s.start : s.end].view(s.shape) for s in self.parts[part].spans}
+        views = {
+            id(s.parameter): flat[s.start : s.end].view(s.shape).to(s.parameter.dtype) for s in self.parts[part].spans
+        }
 
         def sealed(module: nn.Module) -> Handle:
             bias = module._parameters.get("bias")

@@ -8,7 +8,7 @@ from torch import nn
 from vllm.config import CompilationMode, VllmConfig
 from vllm.v1.worker.cpu_worker import CPUWorker as VllmCPUWorker
 
-from layerloom.composer import ComposeError, Family
+from layerloom.composer import Family
 
 from .manager import CompositionManager
 from .pages import EnginePages
@@ -43,8 +43,6 @@ class CPUWorker(VllmCPUWorker):
     """Serves the compositions of `additional_config["layerloom"]["family"]` on a CPU."""
 
     def __init__(self, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
-        if vllm_config.parallel_config.pipeline_parallel_size > 1:
-            raise ComposeError("layerloom does not run with pipeline parallelism: use --tensor-parallel-size")
         # vLLM turns torch.compile off for LoRA on a CPU, because LoRA kernels do not trace; ours are opaque ops.
         compilation = vllm_config.compilation_config
         if "none" in compilation.custom_ops and not vllm_config.model_config.enforce_eager:

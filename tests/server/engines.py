@@ -1,0 +1,114 @@
+"""engines: real vLLM engines for tests, stock or layerloom, in this process or in one of their own."""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+    # Small models on few cores: threads that wait for each other cost more than they bring.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+}
+TESTS = Path(__file__).resolve().parent.parent
+PROMPTS = torch.randint(3, 500, (8, 20), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One continuation: its token ids and the logprob of each."""
+
+    tokens: list[int]
+    logprobs: list[float]
+
+
+def run(model: Path, *batches: tuple[Any, Any, Any], **options: Any) -> list[list[Any]]:
+    """The outputs of (names, prompts, params) batches, one after another on one engine that is gone afterwards.
+
+    `model` is a checkpoint directory for stock vLLM, with none of layerloom's options, or a family.yaml.
+    """
+    from vllm import LLM
+    from vllm.distributed import cleanup_dist_env_and_memory
+
+    from layerloom.server import Runtime
+
+    def generated() -> list[list[Any]]:
+        # In a frame of its own: the engine must be gone before the next one is built in this process.
+        if model.suffix == ".yaml":
+            runtime = Runtime(model, **settings(options))
+            return [runtime.generate(*batch) for batch in batches]
+        llm = LLM(str(model), **settings(options))
+        return [llm.generate(ids, params, use_tqdm=False) for _, ids, params in batches]
+
+    try:
+        return generated()
+    finally:
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+def settings(options: dict[str, Any]) -> dict[str, Any]:
+    return {"enforce_eager": True, "max_model_len": 256, "max_num_seqs": 64, "disable_log_stats": True, **options}
+
+
+def sampling(tokens: int = 24, **fields: Any) -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(**{"temperature": 0.0, "max_tokens": tokens, "ignore_eos": True, "logprobs": 1, **fields})
+
+
+def prompts(ids: Sequence[list[int]] = PROMPTS) -> list[dict[str, list[int]]]:
+    return [{"prompt_token_ids": row} for row in ids]
+
+
+def answers(outputs: Sequence[Any]) -> list[Answer]:
+    def answer(output: Any) -> Answer:
+        best = output.outputs[0]
+        picked = [step[token].logprob for step, token in zip(best.logprobs, best.token_ids, strict=True)]
+        return Answer(list(best.token_ids), picked)
+
+    return [answer(output) for output in outputs]
+
+
+def distance(ours: Sequence[Answer], theirs: Sequence[Answer]) -> float:
+    """The largest logprob difference over the tokens up to the first that differs."""
+    worst = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        for token_a, token_b, x, y in zip(a.tokens, b.tokens, a.logprobs, b.logprobs, strict=True):
+            worst = max(worst, abs(x - y))
+            if token_a != token_b:
+                break
+    return worst
+
+
+def in_child(job: dict[str, Any], **environment: str) -> list[Answer]:
+    """Runs `job` (model: a directory or a family.yaml, names: one per prompt, options) in a process of its own."""
+    command = [sys.executable, __file__, json.dumps(job)]
+    done = subprocess.run(
+        command, env={**os.environ, **ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return [Answer(**row) for row in json.loads(done.stdout.strip().splitlines()[-1])]
+
+
+def main() -> None:
+    job = json.loads(sys.argv[1])
+    names = job["names"]
+    (outputs,) = run(Path(job["model"]), (names, prompts(PROMPTS[: len(names)]), sampling()), **job["options"])
+    print(json.dumps([vars(answer) for answer in answers(outputs)]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""A composition's tokens are those of the merged checkpoint under stock vLLM, alone and in mixed batches."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from engines import ENVIRONMENT, Answer, answers, distance, in_child, prompts, run, sampling
+from pico import ARCHITECTURES, make_family
+
+from layerloom.composer import Family, merge
+
+# A named composition whose layers take attention, mlp and norms from different experts, next to two layer swaps.
+PATCHWORK = {
+    "recipe": {
+        "method": "table",
+        "layers": {
+            "0-3": {"attention": "swahili", "mlp": {"math": 0.5, "bengali": 0.25}, "norm": "base"},
+            "4-7": {"math": 0.5, "swahili": 0.5},
+        },
+        "stem": "bengali",
+    }
+}
+NAMES = ["base", "math", "swahili", "math+swahili", "math+bengali@bottom=3,transition=1,stem=average", "patchwork"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def environment():
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        yield
+
+
+def family_of(root: Path, architecture: str) -> Path:
+    path = make_family(root, architecture)
+    content = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**content, "compositions": {"patchwork": PATCHWORK}}))
+    return path
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_tokens_of_the_merged_checkpoint(architecture, tmp_path, capsys):
+    path = family_of(tmp_path, architecture)
+    family = Family.load(path)
+    expected: dict[str, list[Answer]] = {}
+    for name in NAMES:
+        merged = merge(family, name, tmp_path / "merged" / name)
+        (outputs,) = run(merged, (None, prompts(), sampling()), enable_prefix_caching=True)
+        expected[name] = answers(outputs)
+    different = {tuple(tuple(answer.tokens) for answer in found) for found in expected.values()}
+    assert len(different) == len(NAMES), "the compositions must not answer alike, or the test shows nothing"
+
+    # Prompt by prompt, so that neighbours in the batch are of different compositions.
+    jobs = [(name, i) for i in range(len(prompts())) for name in NAMES]
+    batch = ([name for name, _ in jobs], [prompts()[i] for _, i in jobs], sampling())
+    *ones, all_of_them = run(
+        path, *((name, prompts(), sampling()) for name in NAMES), batch, enable_prefix_caching=True
+    )
+    alone = {name: answers(outputs) for name, outputs in zip(NAMES, ones, strict=True)}
+    mixed = answers(all_of_them)
+
+    for name in NAMES:
+        assert [a.tokens for a in alone[name]] == [a.tokens for a in expected[name]], name
+    for (name, i), answer in zip(jobs, mixed, strict=True):
+        assert answer.tokens == expected[name][i].tokens, (name, i)
+    apart = max(distance(alone[name], expected[name]) for name in NAMES)
+    together = distance(mixed, [expected[name][i] for name, i in jobs])
+    with capsys.disabled():
+        print(f"\n{architecture}: largest logprob difference to stock vLLM: alone {apart:.2g}, mixed {together:.2g}")
+    assert apart < 0.01
+    assert together < 0.05
+
+
+def test_compositions_share_no_kv_cache(tmp_path):
+    """One long prompt, sent to two compositions with prefix caching on, in both orders."""
+    path = family_of(tmp_path, "llama")
+    # Longer than three blocks of 32 tokens, so that there is a prefix to find.
+    prompt = [{"prompt_token_ids": [3 + i % 400 for i in range(100)]}]
+    pair = ["math+swahili", "math+bengali"]
+    found = []
+    for order in (pair, pair[::-1]):
+        batches = [(name, prompt, sampling()) for name in (*order, *order)]
+        outputs = [output for (output,) in run(path, *batches, enable_prefix_caching=True, block_size=32)]
+        assert [output.num_cached_tokens for output in outputs] == [0, 0, 96, 96], "each finds its own prefix only"
+        tokens = [answer.tokens for answer in answers(outputs)]
+        assert tokens[:2] == tokens[2:]
+        found.append(dict(zip(order, tokens, strict=False)))
+    assert found[0] == found[1]
+    assert found[0][pair[0]] != found[0][pair[1]]
+
+
+def test_prompt_logprobs_come_from_the_compositions_own_head(tmp_path):
+    path = family_of(tmp_path, "llama")
+    family = Family.load(path)
+    names = ["math", "swahili", "base", "math+swahili"]
+    params = sampling(4, prompt_logprobs=1)
+
+    def shown(outputs):
+        return [
+            [step[token].logprob for step, token in zip(o.prompt_logprobs[1:], o.prompt_token_ids[1:], strict=True)]
+            for o in outputs
+        ]
+
+    expected = []
+    for name, prompt in zip(names, prompts(), strict=False):
+        (outputs,) = run(merge(family, name, tmp_path / "merged" / name), (None, [prompt], params))
+        expected += shown(outputs)
+    (outputs,) = run(path, (names, prompts()[: len(names)], params))
+    found = shown(outputs)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-3)
+
+
+def test_tensor_parallel(tmp_path):
+    path = family_of(tmp_path, "qwen2")
+    family = Family.load(path)
+    names = ["math+swahili", "base", "patchwork", "math", "math+swahili", "math+bengali", "swahili", "patchwork"]
+    options = {"tensor_parallel_size": 2}
+    threads = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    ours = in_child({"model": str(path), "names": names, "options": options}, **threads)
+    for name in ("math+swahili", "patchwork"):
+        merged = merge(family, name, tmp_path / "merged" / name)
+        theirs = in_child({"model": str(merged), "names": names, "options": options}, **threads)
+        for i in (i for i, other in enumerate(names) if other == name):
+            assert ours[i].tokens == theirs[i].tokens, (name, i)
+
+
+def test_compiled(tmp_path, capsys):
+    """With torch.compile, no further from stock compiled than stock compiled is from stock eager."""
+    path = family_of(tmp_path, "llama")
+    merged = merge(Family.load(path), "math+swahili", tmp_path / "merged")
+    names = ["math+swahili", "base"] * 4
+    cache = {"VLLM_CACHE_ROOT": str(tmp_path / "cache"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
+    compiled = {"enforce_eager": False}
+    ours = in_child({"model": str(path), "names": names, "options": compiled}, **cache)[::2]
+    theirs = in_child({"model": str(merged), "names": names, "options": compiled}, **cache)[::2]
+    eager = in_child({"model": str(merged), "names": names, "options": {}}, **cache)[::2]
+    ours_apart, eager_apart = distance(ours, theirs), distance(eager, theirs)
+    with capsys.disabled():
+        print(f"\ncompiled: layerloom to stock {ours_apart:.2g}, stock eager to stock compiled {eager_apart:.2g}")
+    assert ours_apart <= eager_apart
