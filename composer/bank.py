@@ -22,17 +22,17 @@ DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 class Engine(Protocol):
     """What the bank asks of the engine whose layout pages have."""
 
-    def empty(self, part: Part, dtype: torch.dtype) -> torch.Tensor:
-        """A zeroed flat buffer, 1-d, with room for the part's parameters (this rank's shard)."""
+    def size(self, part: Part) -> int:
+        """How many numbers the part's parameters are (this rank's shard): the length of its flat page."""
 
     def fill(self, part: Part, flat: torch.Tensor, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Writes Hugging Face tensors of that part into `flat`, in the engine's own fused layout."""
+        """Writes Hugging Face tensors of that part over all of `flat`, in the engine's own fused layout."""
 
     def spans(self, part: Part, kind: str) -> Sequence[tuple[int, int]]:
         """The [start, end) ranges of `flat` that hold that part's parameters of one kind (see plan.KINDS)."""
 
     def seal(self, part: Part, flat: torch.Tensor) -> Any:
-        """The page the engine computes with, in the dtype it computes in."""
+        """The page the engine computes with, in the dtype it computes in; it keeps nothing of `flat`."""
 
     def base_page(self, part: Part) -> Any:
         """The page of the base, which the engine has loaded itself."""
@@ -47,6 +47,7 @@ class Bank:
     def __init__(self, family: Family, engine: Engine) -> None:
         self.family = family
         self.engine = engine
+        self._scratch: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
         self._dtypes = [self._dtype(part) for part in range(family.depth + 1)]
         self._pages: WeakValueDictionary[tuple[Part, LayerBlend], Any] = WeakValueDictionary()
 
@@ -57,7 +58,10 @@ class Bank:
     def pages(self, plan: Plan) -> tuple[Any, ...]:
         """One page per layer, then the stem's. Raises ComposeError, leaving nothing behind, if one cannot be made."""
         parts = [*plan.layers, LayerBlend.all(plan.stem)]
-        return tuple(self._page(part, blend) for part, blend in enumerate(parts))
+        try:
+            return tuple(self._page(part, blend) for part, blend in enumerate(parts))
+        finally:
+            self._scratch.clear()
 
     def _names(self, part: Part, source: str = "base") -> Sequence[str]:
         checkpoint = self.family.checkpoint(source)
@@ -82,27 +86,33 @@ class Bank:
     def _assemble(self, part: Part, blend: LayerBlend) -> torch.Tensor:
         flats: dict[str, torch.Tensor] = {}
 
-        def flat(expert: str) -> torch.Tensor:
-            if expert not in flats:
-                flats[expert] = self.engine.empty(part, self._dtypes[part])
-                checkpoint = self.family.checkpoint(expert)
-                named = ((name, checkpoint.read(name)) for name in self._names(part, expert))
-                self.engine.fill(part, flats[expert], named)
-            return flats[expert]
+        def flat(source: str) -> torch.Tensor:
+            if source not in flats:
+                flats[source] = self._buffer(len(flats), part)
+                checkpoint = self.family.checkpoint(source)
+                named = ((name, checkpoint.read(name)) for name in self._names(part, source))
+                self.engine.fill(part, flats[source], named)
+            return flats[source]
 
-        def blended(out: torch.Tensor, mix: Blend, span: slice) -> None:
+        def blended(mix: Blend, span: slice) -> None:
             weights = [weight for _, weight in mix]
             base = None if sum(weights) == 1.0 else flat("base")[span]
             compose(out[span], base, [flat(expert)[span] for expert, _ in mix], weights)
 
-        uniform = blend.uniform
-        if uniform is not None and len(uniform) == 1 and uniform[0][1] == 1.0:
-            return flat(uniform[0][0])
-        out = self.engine.empty(part, self._dtypes[part])
-        if uniform is not None:
-            blended(out, uniform, slice(None))
+        # In place: a span is written once, and only what is read for it is overwritten.
+        out = flat(next((expert for kind in KINDS for expert, _ in blend.of(kind)), "base"))
+        if blend.uniform is not None:
+            blended(blend.uniform, slice(None))
         else:
             for kind in KINDS:
                 for start, end in self.engine.spans(part, kind):
-                    blended(out, blend.of(kind), slice(start, end))
+                    blended(blend.of(kind), slice(start, end))
         return out
+
+    def _buffer(self, number: int, part: Part) -> torch.Tensor:
+        """A buffer for the part; parts of one size use it in turn, because fresh memory costs more than the work."""
+        size, dtype = self.engine.size(part), self._dtypes[part]
+        key = (number, size, dtype)
+        if key not in self._scratch:
+            self._scratch[key] = torch.empty(size, dtype=dtype)
+        return self._scratch[key]

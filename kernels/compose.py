@@ -37,7 +37,8 @@ def compose(
                 f"compose: source is {tuple(source.shape)} {source.dtype}, out is {tuple(out.shape)} {out.dtype}"
             )
     if len(terms) == 1 and terms[0][0] == 1.0:
-        return out.copy_(terms[0][1])
+        (_, source), *_ = terms
+        return out if source.data_ptr() == out.data_ptr() else out.copy_(source)
 
     flat_out = out.view(-1)
     flat = [(w, source.reshape(-1)) for w, source in terms]

@@ -17,4 +17,5 @@ def paged_embedding(ids: torch.Tensor, weight: torch.Tensor | Sequence[torch.Ten
     def run(page: int, rows: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.embedding(rows, weight[page])
 
-    return by_page(route, run, ids)
+    y: torch.Tensor = by_page(route, run, ids)
+    return y

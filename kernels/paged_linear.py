@@ -22,4 +22,5 @@ def paged_linear(
     def run(page: int, rows: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.linear(rows, weight[page], None if bias is None else bias[page])
 
-    return by_page(route, run, x)
+    y: torch.Tensor = by_page(route, run, x)
+    return y

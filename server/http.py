@@ -44,6 +44,10 @@ class Resolver:
         return request
 
 
+# vLLM's own ways to load LoRA adapters; open because names are resolved at run time. Compositions need none.
+ADAPTER_ROUTES = {"/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters", "/adapters/{adapter_name}"}
+
+
 class LayerloomEndpoints:
     """Entry point `vllm.endpoint_plugins`: lists every composition before its first use, and resolves names."""
 
@@ -51,6 +55,8 @@ class LayerloomEndpoints:
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
+        app.router.routes[:] = [r for r in app.routes if getattr(r, "path", None) not in ADAPTER_ROUTES]
+
         @app.get("/v1/models")
         async def models(request: Request) -> dict[str, Any]:
             """The base, every expert and every task+language pair, with parent and recipe."""

@@ -130,8 +130,8 @@ class EnginePages:
                 "linear layers, token embeddings, output heads and RMSNorm of unquantised dense decoders."
             )
 
-    def empty(self, part: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.zeros(self.parts[part].size, dtype=dtype)
+    def size(self, part: int) -> int:
+        return self.parts[part].size
 
     def fill(self, part: int, flat: torch.Tensor, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         spans = self.parts[part].spans

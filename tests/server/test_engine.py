@@ -27,14 +27,19 @@ def path(tmp_path_factory) -> Path:
     return make_family(tmp_path_factory.mktemp("family"))
 
 
-def test_what_fails_leaves_the_engine_alive(path):
-    """In one engine: errors on names, on adapters that are not this family's, and correct answers after each."""
+@pytest.fixture
+def runtime(path):
     from engines import settings
     from vllm.distributed import cleanup_dist_env_and_memory
 
     from layerloom.server import Runtime
 
-    runtime = Runtime(path, **settings({}))
+    yield Runtime(path, **settings({}))
+    cleanup_dist_env_and_memory()
+
+
+def test_what_fails_leaves_the_engine_alive(path, runtime):
+    """In one engine: errors on names, on adapters that are not this family's, and correct answers after each."""
     engine = runtime.llm.llm_engine
 
     def answer():
@@ -61,8 +66,6 @@ def test_what_fails_leaves_the_engine_alive(path):
     assert engine.remove_lora(adapter_id)
     assert not engine.remove_lora(adapter_id)
     assert answer() == first
-    del engine, runtime
-    cleanup_dist_env_and_memory()
 
 
 def test_more_compositions_than_fit_take_turns(path):
