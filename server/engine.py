@@ -1,6 +1,7 @@
 """engine: the vLLM settings that make an engine serve a family."""
 
 import os
+from importlib.metadata import entry_points
 from typing import Any
 
 from vllm.lora.request import LoRARequest
@@ -17,11 +18,12 @@ TAKEN = ("model", "quantization", "worker_cls", "enable_lora", "additional_confi
 
 def prepare_environment() -> None:
     """What vLLM reads from the environment; set before an engine or a server is built."""
-    plugins = os.environ.get("VLLM_PLUGINS")
-    if plugins is None:
-        os.environ["VLLM_PLUGINS"] = "layerloom"
-    elif "layerloom" not in plugins.split(","):
-        os.environ["VLLM_PLUGINS"] = f"{plugins},layerloom"
+    # Naming one plugin leaves out all others, so those vLLM would have loaded anyway are named too.
+    groups = ("vllm.general_plugins", "vllm.platform_plugins")
+    default = ",".join(sorted({plugin.name for group in groups for plugin in entry_points(group=group)}))
+    plugins = os.environ.setdefault("VLLM_PLUGINS", default).split(",")
+    if "layerloom" not in plugins:
+        os.environ["VLLM_PLUGINS"] = ",".join([*plugins, "layerloom"])
     os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
 
 

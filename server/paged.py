@@ -14,18 +14,19 @@ import torch
 from torch import nn
 from vllm.model_executor.layers.layernorm import GemmaRMSNorm, RMSNorm
 from vllm.model_executor.layers.linear import (
-    LinearBase,
     UnquantizedLinearMethod,
     register_weight_loader_v2_supported_method,
 )
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
     UnquantizedEmbeddingMethod,
     VocabParallelEmbedding,
 )
 
 from layerloom.kernels import Route, by_page, rms_norm
 
+NORMS = (RMSNorm, GemmaRMSNorm)
 Linear = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 
@@ -78,20 +79,23 @@ SLOTS: WeakValueDictionary[str, Slot] = WeakValueDictionary()
 _NUMBERS = count()
 
 
-def packed(module: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> Handle:
-    """The handle of a matrix in the form stock vLLM would give it after loading; keeps no reference to the inputs."""
+def seal(module: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> Handle:
+    """One module's weights as it computes with them; keeps no reference to `weight` and `bias`.
+
+    A matrix is packed as stock vLLM packs it after loading. A table is read row by row; one that is also the
+    output head (tied embeddings without a head of their own) is kept in both forms.
+    """
+    is_table = isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead)
+    if isinstance(module, NORMS) or (is_table and not module.layerloom_tied):
+        return Handle(weight.clone())
     stand_in = nn.Module()
     stand_in.weight = nn.Parameter(weight, requires_grad=False)
     stand_in.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
     dispatch_cpu_unquantized_gemm(stand_in, remove_weight=True)
-    # Without a packed form the engine multiplies with the weight itself; a table is read row by row.
-    keeps = stand_in.weight.numel() > 0 or is_table(module)
-    kept = weight.clone() if keeps else stand_in.weight.data
+    # What could not be packed is multiplied as it is.
+    unpacked = stand_in.weight.numel() > 0
+    kept = weight.clone() if is_table or unpacked else stand_in.weight.data
     return Handle(kept, None if stand_in.bias is None else stand_in.bias.data, stand_in.cpu_linear)
-
-
-def is_table(module: nn.Module) -> bool:
-    return isinstance(module, VocabParallelEmbedding)
 
 
 def install(module: nn.Module, handle: Handle) -> None:
@@ -103,24 +107,14 @@ def install(module: nn.Module, handle: Handle) -> None:
         module.cpu_linear = handle.linear
 
 
-def seal(module: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> Handle:
-    if isinstance(module, (LinearBase, VocabParallelEmbedding)):
-        return packed(module, weight, bias)
-    return Handle(weight.clone())
-
-
-class _Sealing:
-    """Shared by the two methods below: vLLM packs the base through the same door as every other page."""
+@register_weight_loader_v2_supported_method
+class PagedLinearMethod(UnquantizedLinearMethod):
+    """y = x Wᵀ + b with the page of each token; the stock method where the batch has one page."""
 
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         layer.layerloom_shape = layer.weight.shape
         bias = getattr(layer, "bias", None)
         install(layer, seal(layer, layer.weight.data, None if bias is None else bias.data))
-
-
-@register_weight_loader_v2_supported_method
-class PagedLinearMethod(_Sealing, UnquantizedLinearMethod):
-    """y = x Wᵀ + b with the page of each token; the stock method where the batch has one page."""
 
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         if torch.compiler.is_compiling():
@@ -132,8 +126,11 @@ class PagedLinearMethod(_Sealing, UnquantizedLinearMethod):
         return paged_linear(slot, x, bias is not None)
 
 
-class PagedEmbeddingMethod(_Sealing, UnquantizedEmbeddingMethod):
+class PagedEmbeddingMethod(UnquantizedEmbeddingMethod):
     """Token look-up and output head. A tied table does both, for different rows: tokens in, sampled tokens out."""
+
+    def process_weights_after_loading(self, layer: nn.Module) -> None:
+        """Nothing yet: whether a table is also the head shows when the whole model is there (pages.py)."""
 
     def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
         return paged_linear(layer.layerloom_head, x, bias is not None)
@@ -187,6 +184,3 @@ def page_norm(norm: nn.Module, slot: Slot) -> None:
     cls = type(norm)
     norm.__class__ = type(f"Paged{cls.__name__}", (PagedNorm, cls), {"name": cls.name})
     norm.layerloom_slot = slot
-
-
-NORMS = (RMSNorm, GemmaRMSNorm)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
     UnquantizedEmbeddingMethod,
     VocabParallelEmbedding,
 )
@@ -68,11 +69,13 @@ class EnginePages:
         self.model = model
         self.depth = depth
         self.parts = [Part() for _ in range(depth + 1)]
-        for module in model.modules():
+        tables = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
+        for module in tables:
             # Some models (Gemma 2) build their table without the quantization config; its weight is still there.
-            if type(getattr(module, "quant_method", None)) is UnquantizedEmbeddingMethod:
+            if type(module.quant_method) is UnquantizedEmbeddingMethod:
                 module.quant_method = PagedEmbeddingMethod()
-                module.layerloom_shape = module.weight.shape
+            module.layerloom_shape = module.weight.shape
+            module.layerloom_tied = not any(isinstance(other, ParallelLMHead) for other in tables)
         self._refuse(model)
         seen: dict[int, Span] = {}
         for name, module in list(model.named_modules()):
@@ -89,6 +92,9 @@ class EnginePages:
                     seen[id(parameter)] = span
                     part.spans.append(span)
             self._add(part, name, module)
+        for module in tables:
+            # Look-ups and the head take their weights from pages alone.
+            module.weight.data = module.weight.data.new_empty(0)
         for part in self.parts:
             part.selection.pages = part.head.pages = (part.base,)
 
@@ -101,14 +107,16 @@ class EnginePages:
         index = len(part.slots)
         slot = Slot(name, module, index, part.selection)
         bias = getattr(module, "bias", None)
-        if isinstance(module, NORMS):
+        if isinstance(module, VocabParallelEmbedding):
+            part.base.handles.append(seal(module, module.weight.data, None if bias is None else bias.data))
+            module.layerloom_slot = slot
+            module.layerloom_head = Slot(name, module, index, part.head)
+        elif isinstance(module, NORMS):
             part.base.handles.append(Handle(module.weight.data))
             page_norm(module, slot)
         else:
             part.base.handles.append(Handle(module.weight.data, None if bias is None else bias.data, module.cpu_linear))
             module.layerloom_slot = slot
-            if isinstance(module, VocabParallelEmbedding):
-                module.layerloom_head = Slot(name, module, index, part.head)
         part.slots.append(slot)
 
     @staticmethod
@@ -169,7 +177,8 @@ class EnginePages:
         chosen = self.parts[part]
         if len(pages) == 1 and chosen.selection.pages != pages:
             for slot, handle in zip(chosen.slots, pages[0].handles, strict=True):
-                install(slot.module, handle)
+                if not isinstance(slot.module, VocabParallelEmbedding):
+                    install(slot.module, handle)
         chosen.selection.pages, chosen.selection.route = pages, route
 
     def select_head(self, pages: tuple[Page, ...], route: Any) -> None:
