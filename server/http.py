@@ -43,9 +43,11 @@ class Resolver:
             self.models.lora_requests[plan.name] = self.models.lora_requests[name] = request
         return request
 
-
-# vLLM's own ways to load LoRA adapters; open because names are resolved at run time. Compositions need none.
-ADAPTER_ROUTES = {"/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters", "/adapters/{adapter_name}"}
+    async def refuse(self, *_: Any, **__: Any) -> None:
+        """Stands in for loading and unloading LoRA adapters by path."""
+        raise VLLMValidationError(
+            "compositions are not loaded or unloaded: ask for one by its name, see GET /v1/models"
+        )
 
 
 class LayerloomEndpoints:
@@ -55,8 +57,6 @@ class LayerloomEndpoints:
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        app.router.routes[:] = [r for r in app.routes if getattr(r, "path", None) not in ADAPTER_ROUTES]
-
         @app.get("/v1/models")
         async def models(request: Request) -> dict[str, Any]:
             """The base, every expert and every task+language pair, with parent and recipe."""
@@ -78,4 +78,7 @@ class LayerloomEndpoints:
             return
         family = state.layerloom_family = Family.load(options["family"])
         models: OpenAIServingModels = state.openai_serving_models
-        models.resolve_lora = Resolver(family, options["allow_recipes"], models).resolve_lora
+        resolver = Resolver(family, options["allow_recipes"], models)
+        models.resolve_lora = resolver.resolve_lora
+        # Their routes are open because vLLM ties them to resolving names at run time.
+        models.load_lora_adapter = models.unload_lora_adapter = resolver.refuse

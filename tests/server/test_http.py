@@ -440,5 +440,7 @@ def test_under_load_every_request_gets_the_answer_it_gets_alone(demo: Server) ->
 @pytest.mark.parametrize("path", ["/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/adapters"])
 def test_adapters_are_not_loaded_by_path(demo: Server, path: str) -> None:
     body = {"lora_name": "math", "lora_path": "/etc", "name": "math", "src": "/etc"}
-    assert demo.post(path, body).status_code == 404
+    response = demo.post(path, body)
+    assert response.status_code == 400
+    assert "ask for one by its name" in response.text
     assert ask(demo.client, "math").choices[0].message.content == "Asha"
