@@ -1,15 +1,23 @@
 """What to compose and where it lives: names, recipes, families, plans, pages, merged checkpoints."""
 
+from .adapter import Adapter
+from .archive import Archive, ArchiveFile
 from .bank import Bank, Engine
 from .checkpoint import Checkpoint, TensorInfo
 from .errors import ComposeError, FamilyError, UnknownName
+from .extract import extract
 from .family import Expert, Family
+from .manifest import Manifest
 from .merge import Difference, merge, tensors, verify
 from .names import Composition
 from .plan import KINDS, Blend, LayerBlend, Plan, describe_blend, kind_of
+from .source import Source, open_source
 
 __all__ = [
     "KINDS",
+    "Adapter",
+    "Archive",
+    "ArchiveFile",
     "Bank",
     "Blend",
     "Checkpoint",
@@ -21,12 +29,16 @@ __all__ = [
     "Family",
     "FamilyError",
     "LayerBlend",
+    "Manifest",
     "Plan",
+    "Source",
     "TensorInfo",
     "UnknownName",
     "describe_blend",
+    "extract",
     "kind_of",
     "merge",
+    "open_source",
     "tensors",
     "verify",
 ]

@@ -17,7 +17,7 @@ BITS = {2: torch.int16, 4: torch.int32}
 # A block's planes stay in the L2 cache while they are put together again.
 BLOCK = 1 << 18
 LEVEL = 1
-"""Higher levels of zstd make fine-tunes hardly smaller (0.28 of the bytes at level 1, 0.30 at level 3) and take twice the time."""
+"""Of zstd. A fine-tune took 0.28 of its bytes at level 1 and 0.30, in twice the time, at level 3."""
 
 
 class Exact(Codec):
@@ -48,9 +48,7 @@ class Exact(Codec):
 
     def encode(self, expert: torch.Tensor, base: torch.Tensor) -> tuple["Exact", Parts]:
         bits = BITS[expert.element_size()]
-        ours, theirs = (
-            tensor.view(bits).view(-1) if tensor.dim() else tensor.view(1).view(bits) for tensor in (expert, base)
-        )
+        ours, theirs = expert.reshape(-1).view(bits), base.reshape(-1).view(bits)
         compressor = zstandard.ZstdCompressor(level=LEVEL)
         frames: list[bytes] = []
         ends: list[int] = []
@@ -59,13 +57,11 @@ class Exact(Codec):
             planes = np.ascontiguousarray(xor.view(np.uint8).reshape(-1, xor.itemsize).T)
             frames.append(compressor.compress(planes.data))
             ends.append((ends[-1] if ends else 0) + len(frames[-1]))
-        padding = bytes(-(ends[-1] if ends else 0) % 4)
-        stored = (
-            torch.frombuffer(bytearray(b"".join([*frames, padding])), dtype=torch.uint8)
-            if frames
-            else torch.empty(0, dtype=torch.uint8)
-        )
-        return Exact(ends=tuple(ends)), {"bytes": stored}
+        codec = Exact(ends=tuple(ends))
+        stored = torch.zeros(codec.shapes(base.shape, base.dtype)["bytes"][1], dtype=torch.uint8)
+        for (start, end), frame in zip(pairwise((0, *ends)), frames, strict=True):
+            stored.numpy()[start:end] = np.frombuffer(frame, np.uint8)
+        return codec, {"bytes": stored}
 
     def _decode(self, parts: Parts, base: torch.Tensor) -> torch.Tensor:
         out = torch.empty_like(base, memory_format=torch.contiguous_format)
