@@ -143,10 +143,9 @@ class Adapter:
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor on the CPU, of the base's dtype and shape. Not to be written to: it may view a file."""
-        if name in self._saved:
-            saved = self._get(self._saved[name])
-            return saved.to(DTYPES[self.base.tensors[name].dtype])
         base = self.base.read(name)
+        if name in self._saved:
+            base = self._get(self._saved[name]).to(base.dtype)
         if name not in self._factors:
             return base
         a, b = (self._get(self._factors[name][side]) for side in "AB")
