@@ -7,6 +7,7 @@ from .checkpoint import Checkpoint, TensorInfo
 from .errors import ComposeError, FamilyError, UnknownName
 from .extract import extract
 from .family import Expert, Family
+from .inspect import Report, Row, inspect
 from .manifest import Manifest
 from .merge import Difference, merge, tensors, verify
 from .names import Composition
@@ -31,11 +32,14 @@ __all__ = [
     "LayerBlend",
     "Manifest",
     "Plan",
+    "Report",
+    "Row",
     "Source",
     "TensorInfo",
     "UnknownName",
     "describe_blend",
     "extract",
+    "inspect",
     "kind_of",
     "merge",
     "open_source",
