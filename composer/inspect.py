@@ -18,7 +18,8 @@ class Row:
     """One tensor that is not the base's.
 
     `layer` is None in the stem; `module` is the name within the layer. `bytes` is what it takes on disk, `plain`
-    what the tensor itself takes. `change` is ‖E - B‖ / ‖B‖ and `error` ‖Ê - E‖ / ‖E - B‖, None where they are not finite.
+    what the tensor itself takes. `change` is ‖E - B‖ / ‖B‖ and `error` ‖Ê - E‖ / ‖E - B‖, None where
+    not finite.
     """
 
     tensor: str
