@@ -282,7 +282,7 @@ def test_fuzz(path, made, base, header, data):
     end = 8 + struct.unpack("<Q", content[:8])[0]
     low, high = (0, end) if header else (end, len(content))
     for _ in range(data.draw(st.integers(1, 4))):
-        place = data.draw(st.integers(low, high - 1))
+        place = data.draw(st.integers(low, min(high, len(content)) - 1))
         kind = data.draw(st.sampled_from(["flip", "insert", "delete", "digits"]))
         if kind == "flip":
             content[place] ^= 1 << data.draw(st.integers(0, 7))
