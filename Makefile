@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 # The demo needs little: without a limit vLLM takes nearly all of the machine's memory for its KV cache.
 DEMO_OPTIONS ?= --kv-cache-memory-bytes 1G
 
-.PHONY: setup serve test lint links clean
+.PHONY: setup serve test fuzz lint links clean
 
 setup: $(VENV)/.installed
 
@@ -24,6 +24,10 @@ serve: setup
 
 test: setup lint
 	$(BIN)/python -m pytest
+
+# Broken archives, for some minutes; `make test` tries a few hundred.
+fuzz: setup
+	LAYERLOOM_FUZZ=50000 $(BIN)/python -m pytest tests/composer/test_archive.py -k fuzz
 
 lint: setup links
 	$(BIN)/ruff check .

@@ -1,15 +1,24 @@
 """What to compose and where it lives: names, recipes, families, plans, pages, merged checkpoints."""
 
+from .adapter import Adapter
+from .archive import Archive, ArchiveFile
 from .bank import Bank, Engine
 from .checkpoint import Checkpoint, TensorInfo
 from .errors import ComposeError, FamilyError, UnknownName
+from .extract import extract
 from .family import Expert, Family
+from .inspect import Report, Row, inspect
+from .manifest import Manifest
 from .merge import Difference, merge, tensors, verify
 from .names import Composition
 from .plan import KINDS, Blend, LayerBlend, Plan, describe_blend, kind_of
+from .source import Source, open_source
 
 __all__ = [
     "KINDS",
+    "Adapter",
+    "Archive",
+    "ArchiveFile",
     "Bank",
     "Blend",
     "Checkpoint",
@@ -21,12 +30,19 @@ __all__ = [
     "Family",
     "FamilyError",
     "LayerBlend",
+    "Manifest",
     "Plan",
+    "Report",
+    "Row",
+    "Source",
     "TensorInfo",
     "UnknownName",
     "describe_blend",
+    "extract",
+    "inspect",
     "kind_of",
     "merge",
+    "open_source",
     "tensors",
     "verify",
 ]

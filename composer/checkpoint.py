@@ -48,7 +48,7 @@ class Checkpoint:
         self._files: dict[Path, Any] = {}
         self.tensors: dict[str, TensorInfo] = {}
         for file, wanted in sorted(shards.items()):
-            opened = self._files[file] = self._open(file, revision)
+            opened = self._files[file] = open_safetensors(file, revision)
             held = set(opened.keys())
             if wanted is not None and not wanted <= held:
                 raise ComposeError(f"{file}: lacks {min(wanted - held)}, which {INDEX} says it has")
@@ -115,19 +115,6 @@ class Checkpoint:
             shards.setdefault(self.path / file, set()).add(tensor)
         return shards
 
-    def _open(self, file: Path, revision: Any) -> Any:
-        with naming(file), file.open("rb") as raw:
-            before = os.fstat(raw.fileno())
-            opened = safe_open(file, framework="pt", device="cpu")
-            header = raw.read(8)
-            header += raw.read(int.from_bytes(header, "little"))
-            after = file.stat()
-        if any(getattr(before, field) != getattr(after, field) for field in ("st_ino", "st_size", "st_mtime_ns")):
-            raise ComposeError(f"{file}: changed while it was being opened")
-        revision.update(f"{file.name} {before.st_size} {before.st_mtime_ns} {len(header)} ".encode())
-        revision.update(header)
-        return opened
-
     def _passed_over(self, name: str) -> bool:
         return name.endswith("rotary_emb.inv_freq") or (name.endswith("lm_head.weight") and self.ties_embeddings)
 
@@ -138,6 +125,21 @@ class Checkpoint:
         if sorted(self._layers) != list(range(len(self._layers))) or depth != len(self._layers):
             indices = f"{len(self._layers)} layers numbered {min(self._layers)} to {max(self._layers)}"
             raise ComposeError(f"{self.path}: has {indices}, but config.json says num_hidden_layers {quoted(depth)}")
+
+
+def open_safetensors(file: Path, revision: Any) -> Any:
+    """A safetensors file, opened; its name, header, size and modification time go into the hash `revision`."""
+    with naming(file), file.open("rb") as raw:
+        before = os.fstat(raw.fileno())
+        opened = safe_open(file, framework="pt", device="cpu")
+        header = raw.read(8)
+        header += raw.read(int.from_bytes(header, "little"))
+        after = file.stat()
+    if any(getattr(before, field) != getattr(after, field) for field in ("st_ino", "st_size", "st_mtime_ns")):
+        raise ComposeError(f"{file}: changed while it was being opened")
+    revision.update(f"{file.name} {before.st_size} {before.st_mtime_ns} {len(header)} ".encode())
+    revision.update(header)
+    return opened
 
 
 def layer_of(tensor: str) -> int | None:

@@ -14,7 +14,7 @@ from .recipe import Kinds, LayerSwap, Recipe, Soup, Strict, Table
 
 
 class Location(Strict):
-    """A directory, relative to family.yaml, or a repository on the Hugging Face Hub at a revision."""
+    """A directory or file, relative to family.yaml, or a repository on the Hugging Face Hub at a revision."""
 
     path: str | None = None
     hub: str | None = None

@@ -15,6 +15,7 @@ from .fit import base_problems, expert_problems
 from .names import RESERVED, WORD, Composition, Names, nearest
 from .plan import LayerBlend, Plan, make_blend, make_plan, used_experts
 from .recipe import AnyRecipe, LayerSwap, with_options
+from .source import Source, open_source
 
 FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
@@ -27,7 +28,7 @@ class Expert:
     kind: str
     code: str | None
     aliases: tuple[str, ...]
-    checkpoint: Checkpoint
+    checkpoint: Source
 
 
 class Family:
@@ -55,13 +56,20 @@ class Family:
         entries = read_entries(path)
         problems: list[str] = []
         names = read_names(path, entries, problems)
-        checkpoints: dict[str, Checkpoint] = {}
-        for name, location in {"base": entries.base, **entries.experts}.items():
-            with collecting(problems, name):
-                checkpoints[name] = Checkpoint(directory(path.parent, location))
-        base = checkpoints.pop("base", None)
-        if base is not None:
+        base: Checkpoint | None = None
+        with collecting(problems, "base"):
+            base = Checkpoint(directory(path.parent, entries.base))
             problems += [f"base: {problem}" for problem in base_problems(base)]
+        checkpoints: dict[str, Source] = {}
+        for name, location in entries.experts.items():
+            with collecting(problems, name):
+                where = directory(path.parent, location)
+                # Without a base nothing but a checkpoint can be opened; its problems are worth knowing all the same.
+                if base is not None:
+                    checkpoints[name] = open_source(where, base)
+                elif not where.is_file():
+                    checkpoints[name] = Checkpoint(where)
+        if base is not None:
             for name, checkpoint in checkpoints.items():
                 problems += [f"{name}: {problem}" for problem in expert_problems(base, checkpoint)]
         experts = {
@@ -92,8 +100,8 @@ class Family:
         """What a name means. Raises UnknownName, or ComposeError for known words wrongly put together."""
         return self._names.parse(name, allow_options)
 
-    def checkpoint(self, name: str) -> Checkpoint:
-        """The checkpoint of an expert or of "base". Raises ComposeError."""
+    def checkpoint(self, name: str) -> Source:
+        """What an expert, or "base", is read from. Raises ComposeError."""
         if name == "base":
             return self.base
         if name not in self.experts:

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 from .checkpoint import Checkpoint, naming
+from .source import Source
 
 DTYPES = ("BF16", "F16", "F32")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
@@ -33,7 +34,7 @@ def base_problems(base: Checkpoint) -> list[str]:
     return problems
 
 
-def expert_problems(base: Checkpoint, expert: Checkpoint) -> list[str]:
+def expert_problems(base: Checkpoint, expert: Source) -> list[str]:
     """Every way in which the expert does not fit the base, with file and tensor; empty when it fits."""
     config = expert.path / "config.json"
     problems = [

@@ -4,16 +4,19 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Column, Table
 
 from layerloom import composer
-from layerloom.composer import ComposeError, Family
+from layerloom.composer import ComposeError, Family, Report
+from layerloom.composer.codecs import CODECS, Lowrank
 
 app = typer.Typer(
     help="Serve many layer-swapped language models from one copy of the base.",
@@ -144,3 +147,70 @@ def plan(family: FamilyPath, name: Name) -> None:
             table.add_row(first if first == last else f"{first}-{last}", escape(rows[start][1]))
             start = index
     out.print(table)
+
+
+@app.command()
+def extract(
+    base: Annotated[Path, typer.Argument(metavar="BASE", help="the base's checkpoint directory")],
+    expert: Annotated[Path, typer.Argument(metavar="EXPERT", help="the fine-tune's checkpoint directory")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="file to write, NAME.safetensors; must not exist")],
+    codec: Annotated[str, typer.Option(help=f"{', '.join(CODECS)}, or auto, with --error-bound")] = "exact",
+    error_bound: Annotated[
+        float | None, typer.Option(help="for auto: the share of each tensor's change that may be lost, as in 0.1")
+    ] = None,
+    rank: Annotated[int, typer.Option(min=1, max=1 << 16, help="for lowrank")] = 16,
+    everything: Annotated[
+        bool, typer.Option("--everything", help="use the codec for norms, biases and the stem too")
+    ] = False,
+) -> None:
+    """Writes an expert as its difference from the base: a delta archive."""
+    with clear_errors():
+        if codec != "auto" and codec not in CODECS:
+            raise ComposeError(f"there is no codec {codec!r}. Valid: {', '.join(CODECS)}, auto")
+        if (codec == "auto") != (error_bound is not None):
+            raise ComposeError("--codec auto and --error-bound go together")
+        chosen = None if codec == "auto" else Lowrank(rank=rank) if codec == "lowrank" else CODECS[codec]()
+        total = sum(file.stat().st_size for file in expert.glob("*.safetensors"))
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+        with Progress(*columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal) as bar:
+            task = bar.add_task("extract", total=total)
+            composer.extract(
+                base, expert, output, chosen, error_bound, everything, lambda _, size: bar.advance(task, size)
+            )
+        report = composer.inspect(output)[0]
+    share = f", {report.bytes / total:.1%} of the checkpoint" if total else ""
+    shown = f"wrote {output}: {len(report.rows)} tensors, {report.bytes / 1e6:.1f} MB{share}"
+    out.print(shown, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="a delta archive, or a family")],
+    as_json: Annotated[bool, typer.Option("--json", help="one JSON array with every tensor")] = False,
+) -> None:
+    """Shows what an archive, or each expert of a family, changes: size, change, codec and error by layer and module."""
+    with clear_errors(), err.status("reading"):
+        reports = composer.inspect(path)
+    if as_json:
+        print(json.dumps([asdict(report) for report in reports], default=str))
+        return
+    for report in reports:
+        out.print(_table(report))
+
+
+def _table(report: Report) -> Table:
+    title = (
+        f"{report.expert}   {report.kind} on {report.base}   {report.bytes / 1e6:.2f} MB, {len(report.rows)} tensors"
+    )
+    table = Table(
+        "layer", "module", "codec", Column("bytes", justify="right"), "of plain", "change", "error", title=escape(title)
+    )
+    last: int | None = -1
+    for row in report.rows:
+        layer = "stem" if row.layer is None else str(row.layer)
+        ratio = f"{row.bytes / row.plain:.1%}" if row.plain else "-"
+        change, lost = ("-" if value is None else f"{value:.2%}" for value in (row.change, row.error))
+        first = layer if row.layer != last else ""
+        table.add_row(first, escape(row.module), row.codec, f"{row.bytes:,}", ratio, change, lost)
+        last = row.layer
+    return table

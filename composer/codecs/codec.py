@@ -1,0 +1,123 @@
+"""codec: the interface of all codecs, and what is measured about them."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from layerloom.composer.errors import ComposeError
+
+Parts = dict[str, torch.Tensor]
+"""What is stored for one tensor, by the name of the part: {"words": …, "scales": …}."""
+
+DTYPES: Mapping[str, torch.dtype] = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+# Elements worked on at a time: fp32 temporaries of this size are small beside the tensors themselves.
+CHUNK = 1 << 20
+
+
+class Codec(BaseModel, ABC):
+    """One way to store an expert's tensor E, given the base's tensor B; an instance has the parameters.
+
+    E and B have one shape and one dtype (bf16, fp16 or fp32) and are contiguous on the CPU. The last dimension is
+    K; all others together are rows, so a 1-d tensor, or a flat page, is one row. Everything here raises
+    ComposeError with the reason; the caller knows which file and tensor it is about.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    codec: str
+    lossless: ClassVar[bool] = False
+
+    @abstractmethod
+    def encode(self, expert: torch.Tensor, base: torch.Tensor) -> tuple["Codec", Parts]:
+        """The parts that stand for E, and the codec with the parameters needed to decode them."""
+
+    @abstractmethod
+    def shapes(self, shape: Sequence[int], dtype: torch.dtype) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """The dtype and shape each part of a tensor of this shape and dtype must have."""
+
+    @abstractmethod
+    def _decode(self, parts: Parts, base: torch.Tensor) -> torch.Tensor:
+        """As `decode`, of parts that have the right shapes."""
+
+    def suits(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor of this shape can be stored so."""
+        return math.prod(shape) > 0
+
+    def bytes_per_parameter(self, shape: Sequence[int], dtype: torch.dtype) -> float:
+        """Bytes of all parts divided by the number of elements."""
+        parts = self.shapes(shape, dtype).values()
+        return sum(part.itemsize * math.prod(size) for part, size in parts) / max(1, math.prod(shape))
+
+    def decode(self, parts: Parts, base: torch.Tensor) -> torch.Tensor:
+        """Ê, a new tensor of the base's shape and dtype. Raises ComposeError when the parts cannot be of such a one."""
+        wanted = self.shapes(base.shape, base.dtype)
+        if parts.keys() != wanted.keys():
+            raise ComposeError(f"{self.codec}: has the parts {sorted(parts)}, and needs {sorted(wanted)}")
+        for name, (dtype, shape) in wanted.items():
+            part = parts[name]
+            if part.dtype != dtype or tuple(part.shape) != shape:
+                found = f"{tuple(part.shape)} {part.dtype}"
+                raise ComposeError(f"{self.codec}: {name} is {found}, and must be {shape} {dtype}")
+            if part.is_floating_point() and not bool(part.isfinite().all()):
+                raise ComposeError(f"{self.codec}: {name} has numbers that are not finite")
+        return self._decode(parts, base)
+
+
+def rows_of(tensor: torch.Tensor) -> torch.Tensor:
+    """[…, K] as [rows, K]."""
+    return tensor.reshape(-1, tensor.shape[-1] if tensor.dim() else 1)
+
+
+def row_count(shape: Sequence[int]) -> tuple[int, int]:
+    """(rows, K) of a tensor."""
+    return (math.prod(shape[:-1]), shape[-1]) if len(shape) else (1, 1)
+
+
+def row_chunks(rows: int, width: int) -> Iterator[slice]:
+    """Slices of rows with about CHUNK elements each."""
+    step = max(1, CHUNK // max(1, width))
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def finite_delta(expert: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
+    """E - B in fp32. Raises ComposeError where that is infinite or NaN: only `exact` can store those."""
+    delta = expert.float() - base.float()
+    if not bool(delta.isfinite().all()):
+        raise ComposeError("the difference from the base is not finite everywhere; only the codec exact can store it")
+    return delta
+
+
+def same(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two tensors of one dtype are equal bit by bit."""
+    return torch.equal(first.reshape(-1).view(torch.uint8), second.reshape(-1).view(torch.uint8))
+
+
+def _norms(first: torch.Tensor, second: torch.Tensor, third: torch.Tensor) -> tuple[float, float]:
+    """(‖first - second‖, ‖second - third‖), summed in float64."""
+    ours = theirs = 0.0
+    a, b, c = (tensor.reshape(-1) for tensor in (first, second, third))
+    for start in range(0, a.numel(), CHUNK):
+        span = slice(start, start + CHUNK)
+        middle = b[span].double()
+        ours += float((a[span].double() - middle).square().sum())
+        theirs += float((middle - c[span].double()).square().sum())
+    return math.sqrt(ours), math.sqrt(theirs)
+
+
+def change(expert: torch.Tensor, base: torch.Tensor) -> float:
+    """‖E - B‖ / ‖B‖, or ‖E - B‖ where B is zero; NaN or infinite if a tensor has such values."""
+    delta, size = _norms(expert, base, torch.zeros(1, dtype=base.dtype).expand(base.shape))
+    return delta / size if size else delta
+
+
+def error(decoded: torch.Tensor, expert: torch.Tensor, base: torch.Tensor) -> float:
+    """‖Ê - E‖ / ‖E - B‖: the share of the change that was lost. 0 when Ê is E bit by bit."""
+    if same(decoded, expert):
+        return 0.0
+    lost, change = _norms(decoded, expert, base)
+    return lost / change if change else lost

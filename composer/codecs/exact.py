@@ -1,0 +1,95 @@
+"""exact: the bit pattern XOR the base's, in byte planes, compressed. Lossless for every pattern there is."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+import zstandard
+from pydantic import Field, field_validator
+
+from layerloom.composer.errors import ComposeError
+
+from .codec import Codec, Parts
+
+BITS = {2: torch.int16, 4: torch.int32}
+# A block's planes stay in the L2 cache while they are put together again.
+BLOCK = 1 << 18
+LEVEL = 1
+"""Of zstd. A fine-tune took 0.28 of its bytes at level 1 and 0.30, in twice the time, at level 3."""
+
+
+class Exact(Codec):
+    """D = bits(E) XOR bits(B), and bits(E) = D XOR bits(B).
+
+    Part `bytes` [n] uint8: for each 2^18 elements one zstd frame, of the lowest byte of each, then the next
+    byte of each, and so on: the high bytes of a fine-tune are nearly all zero. `ends` are the ends of the frames in
+    `bytes`, which is filled up with zeros to a multiple of 4.
+    """
+
+    codec: Literal["exact"] = "exact"
+    lossless: ClassVar[bool] = True
+    ends: tuple[int, ...] = Field(default=(), strict=False)
+
+    @field_validator("ends")
+    @classmethod
+    def _rising(cls, ends: tuple[int, ...]) -> tuple[int, ...]:
+        if not all(a < b for a, b in pairwise((0, *ends))):
+            raise ValueError("ends must rise")
+        return ends
+
+    def suits(self, shape: Sequence[int]) -> bool:
+        return True
+
+    def shapes(self, shape: Sequence[int], dtype: torch.dtype) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        size = self.ends[-1] if self.ends else 0
+        return {"bytes": (torch.uint8, (size + -size % 4,))}
+
+    def encode(self, expert: torch.Tensor, base: torch.Tensor) -> tuple["Exact", Parts]:
+        bits = BITS[expert.element_size()]
+        ours, theirs = expert.reshape(-1).view(bits), base.reshape(-1).view(bits)
+        compressor = zstandard.ZstdCompressor(level=LEVEL)
+        frames: list[bytes] = []
+        ends: list[int] = []
+        for start in range(0, ours.numel(), BLOCK):
+            xor = (ours[start : start + BLOCK] ^ theirs[start : start + BLOCK]).numpy()
+            planes = np.ascontiguousarray(xor.view(np.uint8).reshape(-1, xor.itemsize).T)
+            frames.append(compressor.compress(planes.data))
+            ends.append((ends[-1] if ends else 0) + len(frames[-1]))
+        codec = Exact(ends=tuple(ends))
+        stored = torch.zeros(codec.shapes(base.shape, base.dtype)["bytes"][1], dtype=torch.uint8)
+        for (start, end), frame in zip(pairwise((0, *ends)), frames, strict=True):
+            stored.numpy()[start:end] = np.frombuffer(frame, np.uint8)
+        return codec, {"bytes": stored}
+
+    def _decode(self, parts: Parts, base: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(base, memory_format=torch.contiguous_format)
+        bits = BITS[base.element_size()]
+        ours, theirs = out.view(-1).view(bits), base.reshape(-1).view(bits)
+        blocks = -(-base.numel() // BLOCK)
+        if len(self.ends) != blocks:
+            raise ComposeError(f"exact: has {len(self.ends)} blocks, and {blocks} are needed")
+        stored = parts["bytes"].numpy()
+        decompressor = zstandard.ZstdDecompressor()
+        for number, (start, end) in enumerate(pairwise((0, *self.ends))):
+            span = slice(number * BLOCK, (number + 1) * BLOCK)
+            wanted = ours[span].nbytes
+            planes = _frame(decompressor, stored[start:end], wanted, number)
+            xor = np.empty((wanted // base.element_size(), base.element_size()), np.uint8)
+            for plane, values in enumerate(np.frombuffer(planes, np.uint8).reshape(base.element_size(), -1)):
+                xor[:, plane] = values
+            torch.bitwise_xor(torch.from_numpy(xor).view(-1).view(bits), theirs[span], out=ours[span])
+        return out
+
+
+def _frame(decompressor: zstandard.ZstdDecompressor, stored: np.ndarray, wanted: int, number: int) -> bytes:
+    """A frame's content; the size it claims is looked at first, because that much memory is taken for it."""
+    try:
+        if zstandard.frame_content_size(stored.data) == wanted:
+            content = decompressor.decompress(stored.data, max_output_size=wanted, allow_extra_data=False)
+            if len(content) == wanted:
+                return content
+    except zstandard.ZstdError as error:
+        raise ComposeError(f"exact: block {number} cannot be decompressed: {error}") from error
+    raise ComposeError(f"exact: block {number} does not hold {wanted} bytes")

@@ -1,0 +1,43 @@
+"""sign: one bit for each parameter and one scale for each row (BitDelta, arXiv 2402.10193)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from .codec import Codec, Parts, finite_delta, row_chunks, row_count, rows_of
+from .planar import pack, unpack, word_count
+
+
+class Sign(Codec):
+    """Δ̂ = α·sign(Δ), Ê = round(B + Δ̂), with α = mean|Δ| over the row, which is the least-squares scale.
+
+    d/dα Σ(Δ - α·s)² = 0 gives α = Σ s·Δ / K = mean|Δ|. The paper has one α for a tensor; one for a row costs little.
+    Part `words` [rows, words] int32: 1 where Δ is negative, packed as planar.py says. Part `scales` [rows] fp32.
+    """
+
+    codec: Literal["sign"] = "sign"
+
+    def shapes(self, shape: Sequence[int], dtype: torch.dtype) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        rows, k = row_count(shape)
+        return {"words": (torch.int32, (rows, word_count(k, 1))), "scales": (torch.float32, (rows,))}
+
+    def encode(self, expert: torch.Tensor, base: torch.Tensor) -> tuple["Sign", Parts]:
+        ours, theirs = rows_of(expert), rows_of(base)
+        parts = {
+            name: torch.empty(shape, dtype=dtype)
+            for name, (dtype, shape) in self.shapes(expert.shape, expert.dtype).items()
+        }
+        for chunk in row_chunks(*ours.shape):
+            delta = finite_delta(ours[chunk], theirs[chunk])
+            parts["words"][chunk] = pack((delta < 0).to(torch.int32), 1)
+            parts["scales"][chunk] = delta.double().abs().mean(-1).float()
+        return self, parts
+
+    def _decode(self, parts: Parts, base: torch.Tensor) -> torch.Tensor:
+        rows = rows_of(base)
+        out = torch.empty_like(rows)
+        for chunk in row_chunks(*rows.shape):
+            signs = 1 - 2 * unpack(parts["words"][chunk], rows.shape[1], 1)
+            out[chunk] = rows[chunk].float() + signs * parts["scales"][chunk].unsqueeze(-1)
+        return out.view(base.shape)

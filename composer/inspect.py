@@ -1,0 +1,113 @@
+"""inspect: what an expert changes and what that takes, tensor by tensor and layer by layer."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .archive import Archive, ArchiveFile
+from .checkpoint import Checkpoint, layer_of
+from .codecs import DTYPES, change, same
+from .family import Family
+from .manifest import Stored
+from .source import Source
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor that is not the base's.
+
+    `layer` is None in the stem; `module` is the name within the layer. `bytes` is what it takes on disk, `plain`
+    what the tensor itself takes. `change` is ‖E - B‖ / ‖B‖ and `error` ‖Ê - E‖ / ‖E - B‖, None where
+    not finite.
+    """
+
+    tensor: str
+    layer: int | None
+    module: str
+    codec: str
+    bytes: int
+    plain: int
+    change: float | None
+    error: float | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """An expert: `kind` is "archive", "checkpoint" or "adapter"; `base` says on which base, for people."""
+
+    path: Path
+    kind: str
+    expert: str
+    base: str
+    rows: tuple[Row, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def plain(self) -> int:
+        return sum(row.plain for row in self.rows)
+
+
+def inspect(path: str | Path, progress: Callable[[str], None] = lambda name: None) -> list[Report]:
+    """The report of an archive, or of every expert of a family. Raises ComposeError.
+
+    Of an archive only the header is read; checkpoints and adapters are compared with the base, tensor by tensor.
+    """
+    path = Path(path).expanduser().absolute()
+    if path.is_file() and path.suffix == ".safetensors":
+        return [of_archive(ArchiveFile(path))]
+    family = Family.load(path)
+    reports = []
+    for name, expert in family.experts.items():
+        source = expert.checkpoint
+        if isinstance(source, Archive):
+            reports.append(of_archive(source.file, name))
+        else:
+            reports.append(of_source(source, family.base, name, progress))
+    return reports
+
+
+def of_archive(file: ArchiveFile, name: str | None = None) -> Report:
+    """The report an archive gives of itself."""
+
+    def row(tensor: str, stored: Stored) -> Row:
+        plain = math.prod(stored.shape) * DTYPES[stored.dtype].itemsize
+        size = file.bytes_of(tensor)
+        return Row(
+            tensor, layer_of(tensor), module_of(tensor), stored.codec.codec, size, plain, stored.change, stored.error
+        )
+
+    manifest = file.manifest
+    rows = in_order(row(tensor, stored) for tensor, stored in manifest.tensors.items())
+    base = f"{manifest.base.name} (sha256 {manifest.base.digest[:12]}…)"
+    return Report(file.path, "archive", name or manifest.expert, base, rows)
+
+
+def of_source(source: Source, base: Checkpoint, name: str, progress: Callable[[str], None]) -> Report:
+    """The report of a checkpoint or an adapter, whose tensors are stored as they are: no codec, no error."""
+    kind = "checkpoint" if isinstance(source, Checkpoint) else "adapter"
+    rows = []
+    for tensor, info in source.tensors.items():
+        if kind == "checkpoint" or info.file != base.tensors[tensor].file:
+            e, b = source.read(tensor), base.read(tensor)
+            if not same(e, b):
+                moved = change(e, b)
+                shown = moved if math.isfinite(moved) else None
+                rows.append(Row(tensor, layer_of(tensor), module_of(tensor), kind, e.nbytes, e.nbytes, shown, 0.0))
+        progress(tensor)
+    return Report(source.path, kind, name, str(base.path), in_order(rows))
+
+
+def in_order(rows: Iterable[Row]) -> tuple[Row, ...]:
+    """The stem, then layer by layer."""
+    return tuple(sorted(rows, key=lambda row: (-1 if row.layer is None else row.layer, row.tensor)))
+
+
+def module_of(tensor: str) -> str:
+    """The name within the layer, "self_attn.q_proj", or in the stem, "model.norm"; a bias keeps its last word."""
+    layer = layer_of(tensor)
+    name = tensor if layer is None else tensor.partition(f"layers.{layer}.")[2]
+    return name.removesuffix(".weight")

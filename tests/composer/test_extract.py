@@ -1,0 +1,185 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tiny import CONFIG, EXPERTS, make_tensors, write_checkpoint, write_family
+
+from layerloom.composer import Archive, Checkpoint, ComposeError, Family, FamilyError, extract, merge, verify
+from layerloom.composer.codecs import Int4, Int8, Lowrank, Sign, error
+
+BITS = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}
+
+
+def left_in(path):
+    return sorted(file.name for file in path.iterdir())
+
+
+@pytest.mark.parametrize("dtype", BITS)
+def test_merge_from_exact_archives_is_merge_from_checkpoints(tmp_path, dtype):
+    root = write_family(tmp_path / "family", dtype).parent
+    odd = make_tensors(1, dtype)
+    bits = odd["model.norm.weight"].view(BITS[dtype])
+    bits[:4] = torch.tensor([-1, 1, torch.iinfo(bits.dtype).min, torch.iinfo(bits.dtype).max], dtype=bits.dtype)
+    save_file(odd, root / "math" / "model.safetensors")
+    before = Family.load(root)
+    experts = {name: {**entry, "path": f"{name}.safetensors"} for name, entry in EXPERTS.items()}
+    for name in experts:
+        extract(root / "base", root / name, root / f"{name}.safetensors")
+    path = root / "archives.yaml"
+    path.write_text(str({"base": "base", "experts": experts}))
+    after = Family.load(path)
+    assert isinstance(after.checkpoint("math"), Archive)
+    for composition in ("math", "math+swahili", "code+bengali@weight=0.3,stem=average"):
+        out = merge(after, composition, tmp_path / composition)
+        assert verify(before, composition, out) == []
+        assert verify(after, composition, out) == []
+        assert before.plan(composition).digest != after.plan(composition).digest
+    stored = load_file(tmp_path / "math" / "model.safetensors")
+    assert all(torch.equal(stored[name].view(BITS[dtype]), odd[name].view(BITS[dtype])) for name in odd)
+
+
+@pytest.mark.parametrize("codec", [Int8(), Int4(), Sign(), Lowrank(rank=4)])
+def test_lossy_codecs_take_the_matrices_of_the_layers(root, codec):
+    out = root / "math.safetensors"
+    manifest = extract(root / "base", root / "math", out, codec)
+    base, expert = Checkpoint(root / "base"), Checkpoint(root / "math")
+    archive = Archive(out, base)
+    assert archive.manifest == manifest
+    assert archive.tensors.keys() == base.tensors.keys()
+    for name, stored in manifest.tensors.items():
+        matrix = "layers" in name and "norm" not in name
+        assert stored.codec.codec == (codec.codec if matrix else "exact"), name
+        decoded = archive.read(name)
+        assert (decoded.dtype, tuple(decoded.shape)) == (torch.bfloat16, base.tensors[name].shape)
+        assert stored.error == error(decoded, expert.read(name), base.read(name))
+        assert (stored.error > 0) == matrix
+        assert stored.change == pytest.approx(
+            float((expert.read(name).double() - base.read(name).double()).norm() / base.read(name).double().norm())
+        )
+
+
+def test_everything_and_the_error_bound(root):
+    manifest = extract(root / "base", root / "math", root / "all.safetensors", Int8(), everything=True)
+    assert {stored.codec.codec for stored in manifest.tensors.values()} == {"int8"}
+    thin = extract(root / "base", root / "math", root / "thin.safetensors", Lowrank(rank=1), everything=True)
+    assert {s.codec.codec for name, s in thin.tensors.items() if "norm" in name} == {"exact"}
+    manifest = extract(root / "base", root / "math", root / "auto.safetensors", error_bound=0.2)
+    assert all(stored.error <= 0.2 for stored in manifest.tensors.values())
+    assert {stored.codec.codec for stored in manifest.tensors.values()} >= {"exact", "int4"}
+
+
+def test_what_did_not_change_is_not_stored(root):
+    tensors = make_tensors(0)
+    tensors["model.layers.3.mlp.up_proj.weight"][0, 0] += 1
+    write_checkpoint(root / "math", tensors)
+    seen = []
+    manifest = extract(root / "base", root / "math", root / "a.safetensors", progress=lambda *done: seen.append(done))
+    assert list(manifest.tensors) == ["model.layers.3.mlp.up_proj.weight"]
+    assert [name for name, _ in seen] == sorted(name for name, _ in seen if "layers" not in name) + [
+        name for name, _ in seen if "layers" in name
+    ]
+    assert sum(size for _, size in seen) == sum(tensor.nbytes for tensor in tensors.values())
+    with safe_open(root / "a.safetensors", "pt") as file:
+        assert list(file.keys()) == ["model.layers.3.mlp.up_proj.weight:bytes"]
+    nothing = extract(root / "base", root / "base", root / "b.safetensors")
+    assert nothing.tensors == {}
+    archive = Archive(root / "b.safetensors", Checkpoint(root / "base"))
+    assert all(torch.equal(archive.read(name), tensor) for name, tensor in make_tensors(0).items())
+
+
+def test_the_same_twice_is_the_same_bytes(root):
+    for name in "ab":
+        extract(root / "base", root / "math", root / f"{name}.safetensors", error_bound=0.3)
+    assert (root / "a.safetensors").read_bytes() == (root / "b.safetensors").read_bytes()
+
+
+def test_models_that_do_not_fit(root):
+    write_checkpoint(root / "math", make_tensors(0, torch.float16), {**CONFIG, "hidden_size": 17})
+    with pytest.raises(FamilyError, match="hidden_size is 17") as caught:
+        extract(root / "base", root / "math", root / "a.safetensors")
+    assert any("dtype F16" in problem for problem in caught.value.problems)
+    assert not (root / "a.safetensors").exists()
+
+
+def test_bad_arguments(root):
+    out = root / "a.safetensors"
+    for options, message in (
+        ({"codec": Int4(), "error_bound": 0.1}, "either a codec or an error bound"),
+        ({"error_bound": float("nan")}, "error bound must be finite"),
+        ({"error_bound": -1.0}, "error bound must be finite"),
+    ):
+        with pytest.raises(ComposeError, match=message):
+            extract(root / "base", root / "math", out, **options)
+    with pytest.raises(ComposeError, match=r"must end in .safetensors"):
+        extract(root / "base", root / "math", root / "a.bin")
+    with pytest.raises(ComposeError, match="no such directory"):
+        extract(root / "base", root / "none", out)
+    out.write_text("mine")
+    with pytest.raises(ComposeError, match=r"a.safetensors: exists"):
+        extract(root / "base", root / "math", out)
+    assert out.read_text() == "mine"
+
+
+def test_what_is_not_finite_is_named_and_leaves_nothing(root):
+    tensors = make_tensors(1)
+    tensors["model.layers.2.mlp.up_proj.weight"][1, 1] = torch.nan
+    write_checkpoint(root / "math", tensors)
+    before = left_in(root)
+    with pytest.raises(
+        ComposeError, match=r"math/model.safetensors: model.layers.2.mlp.up_proj.weight: .*only the codec"
+    ):
+        extract(root / "base", root / "math", root / "a.safetensors", Int4())
+    assert left_in(root) == before
+    manifest = extract(root / "base", root / "math", root / "a.safetensors", error_bound=0.5)
+    stored = manifest.tensors["model.layers.2.mlp.up_proj.weight"]
+    assert (stored.codec.codec, stored.change, stored.error) == ("exact", None, 0.0)
+
+
+@pytest.mark.parametrize("full", ["in the middle", "at the end"])
+def test_a_full_disk_leaves_nothing(root, full, monkeypatch):
+    import layerloom.composer.writer as writer
+
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    if full == "at the end":
+        monkeypatch.setattr(writer.shutil, "copyfileobj", fail)
+    else:
+        monkeypatch.setattr(writer.Writer, "add", fail)
+    before = left_in(root)
+    with pytest.raises(ComposeError, match=r"a.safetensors: cannot be written: No space left"):
+        extract(root / "base", root / "math", root / "a.safetensors")
+    assert left_in(root) == before
+
+
+def test_ctrl_c_leaves_nothing(root):
+    script = (
+        "import sys, time; from pathlib import Path; from layerloom.composer import extract; r = Path(sys.argv[1])\n"
+        "def slow(name, size): print(name, flush=True); time.sleep(0.2)\n"
+        "extract(r / 'base', r / 'math', r / 'a.safetensors', progress=slow)"
+    )
+    before = left_in(root)
+    with subprocess.Popen([sys.executable, "-c", script, root], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        run.stdout.readline()
+        time.sleep(0.1)
+        run.send_signal(signal.SIGINT)
+        _, printed = run.communicate(timeout=60)
+    assert run.returncode != 0 and b"KeyboardInterrupt" in printed
+    assert left_in(root) == before
+
+
+def test_a_file_that_changes_meanwhile(root):
+    def change(name, size):
+        if name == "lm_head.weight":
+            write_checkpoint(root / "new", make_tensors(7))
+            os.replace(root / "new" / "model.safetensors", root / "math" / "model.safetensors")
+
+    with pytest.raises(ComposeError, match="math: changed while it was being read"):
+        extract(root / "base", root / "math", root / "a.safetensors", progress=change)
+    assert not (root / "a.safetensors").exists()
