@@ -8,7 +8,7 @@ import yaml
 from engines import ENVIRONMENT, Answer, answers, distance, in_child, prompts, run, sampling
 from pico import ARCHITECTURES, make_family
 
-from layerloom.composer import Family, merge
+from layerloom.composer import Family, extract, merge
 
 # A named composition whose layers take attention, mlp and norms from different experts, next to two layer swaps.
 PATCHWORK = {
@@ -59,6 +59,7 @@ def test_tokens_of_the_merged_checkpoint(case, tmp_path, capsys):
     # Prompt by prompt, so that neighbours in the batch are of different compositions.
     jobs = [(name, i) for i in range(len(prompts())) for name in NAMES]
     batch = ([name for name, _ in jobs], [prompts()[i] for _, i in jobs], sampling())
+    (from_archives,) = run(archived(path), batch, enable_prefix_caching=True)
     *ones, all_of_them = run(
         path, *((name, prompts(), sampling()) for name in NAMES), batch, enable_prefix_caching=True
     )
@@ -69,12 +70,24 @@ def test_tokens_of_the_merged_checkpoint(case, tmp_path, capsys):
         assert [a.tokens for a in alone[name]] == [a.tokens for a in expected[name]], name
     for (name, i), answer in zip(jobs, mixed, strict=True):
         assert answer.tokens == expected[name][i].tokens, (name, i)
+    assert answers(from_archives) == mixed
     apart = max(distance(alone[name], expected[name]) for name in NAMES)
     together = distance(mixed, [expected[name][i] for name, i in jobs])
     with capsys.disabled():
         print(f"\n{case}: largest logprob difference to stock vLLM: alone {apart:.2g}, mixed {together:.2g}")
     assert apart < 0.01
     assert together < 0.05
+
+
+def archived(path: Path) -> Path:
+    """The same family with exact delta archives for experts."""
+    content = yaml.safe_load(path.read_text())
+    for name, expert in content["experts"].items():
+        extract(path.parent / "base", path.parent / name, path.parent / f"{name}.safetensors")
+        expert["path"] = f"{name}.safetensors"
+    archives = path.with_name("archives.yaml")
+    archives.write_text(yaml.safe_dump(content))
+    return archives
 
 
 def test_compositions_share_no_kv_cache(tmp_path):
