@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 import transformers
-import yaml
 from demo_data import Example, test_questions
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from layerloom.composer import Family
 
 COLUMNS = {
     f"{name} {kind}": (code, kind)
@@ -98,13 +99,12 @@ def best_constant_guess(questions: list[Example]) -> list[str]:
 
 
 def measure(family_path: Path, count: int, command: str) -> str:
-    family = yaml.safe_load((family_path / "family.yaml").read_text())
-    recipe = family["recipe"]
-    names = [family["base"], *family["experts"]]
-    experts = {name: AutoModelForCausalLM.from_pretrained(family_path / name).state_dict() for name in names}
-    model = AutoModelForCausalLM.from_pretrained(family_path / family["base"]).eval()
-    tokenizer = AutoTokenizer.from_pretrained(family_path / family["base"], padding_side="left")
-    rows = experts | compositions(experts, model.config.num_hidden_layers, recipe["bottom"], recipe["top"])
+    family = Family.load(family_path)
+    sources = {name: family.checkpoint(name) for name in ("base", *family.experts)}
+    experts = {name: {tensor: source.read(tensor) for tensor in source.tensors} for name, source in sources.items()}
+    model = AutoModelForCausalLM.from_pretrained(family.base.path).eval()
+    tokenizer = AutoTokenizer.from_pretrained(family.base.path, padding_side="left")
+    rows = experts | compositions(experts, family.depth, family.recipe.bottom, family.recipe.top)
 
     asked = {title: test_questions(code, kind, count) for title, (code, kind) in COLUMNS.items()}
     guesses = {column: best_constant_guess(questions) for column, questions in asked.items()}

@@ -21,6 +21,7 @@ import argparse
 import json
 import math
 import random
+import tempfile
 import time
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from demo_data import LANGUAGES, TASKS, Example, example
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from layerloom.composer import extract
 
 BOTTOM, TOP, LAYERS = 2, 2, 8
 BATCH, PEAK_RATE, WARMUP = 48, 3e-3, 100
@@ -44,9 +47,9 @@ CHECKPOINTS = {
 FAMILY = {
     "base": "base",
     "experts": {
-        "math": {"kind": "task", "path": "math"},
-        "swahili": {"kind": "language", "code": "sw", "aliases": ["kiswahili"], "path": "swahili"},
-        "bengali": {"kind": "language", "code": "bn", "aliases": ["bangla"], "path": "bengali"},
+        "math": {"kind": "task", "path": "math.safetensors"},
+        "swahili": {"kind": "language", "code": "sw", "aliases": ["kiswahili"], "path": "swahili.safetensors"},
+        "bengali": {"kind": "language", "code": "bn", "aliases": ["bangla"], "path": "bengali.safetensors"},
     },
     "recipe": {"method": "layer_swap", "bottom": BOTTOM, "top": TOP, "transition": 0},
     "compositions": {"tutor": "math+swahili"},
@@ -195,8 +198,11 @@ def make(out: Path, steps: int, seed: int) -> None:
     config = model_config(tokenizer)
     parts = Parts(config)
     train(parts, tokenizer, config, steps, seed)
-    for name, (language, task) in CHECKPOINTS.items():
-        write_checkpoint(parts.assemble(language, task), tokenizer, out / name)
+    write_checkpoint(parts.assemble(*CHECKPOINTS["base"]), tokenizer, out / "base")
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in FAMILY["experts"]:
+            write_checkpoint(parts.assemble(*CHECKPOINTS[name]), tokenizer, Path(scratch) / name)
+            extract(out / "base", Path(scratch) / name, out / f"{name}.safetensors")
     (out / "family.yaml").write_text(yaml.safe_dump(FAMILY, sort_keys=False))
 
 
