@@ -11,8 +11,10 @@ from .inspect import Report, Row, inspect
 from .manifest import Manifest
 from .merge import Difference, merge, tensors, verify
 from .names import Composition
+from .picture import draw
 from .plan import KINDS, Blend, LayerBlend, Plan, describe_blend, kind_of
 from .source import Source, open_source
+from .suggest import Suggestion, suggest
 
 __all__ = [
     "KINDS",
@@ -35,14 +37,17 @@ __all__ = [
     "Report",
     "Row",
     "Source",
+    "Suggestion",
     "TensorInfo",
     "UnknownName",
     "describe_blend",
+    "draw",
     "extract",
     "inspect",
     "kind_of",
     "merge",
     "open_source",
+    "suggest",
     "tensors",
     "verify",
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from .archive import Archive, ArchiveFile
 from .checkpoint import Checkpoint, layer_of
 from .codecs import DTYPES, change, same
-from .family import Family
+from .family import Expert, Family
 from .manifest import Stored
 from .source import Source
 
@@ -34,12 +34,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """An expert: `kind` is "archive", "checkpoint" or "adapter"; `base` says on which base, for people."""
+    """An expert: `kind` is "archive", "checkpoint" or "adapter"; `base` says on which base, for people.
+
+    `depth` is the number of decoder layers, those without a row included.
+    """
 
     path: Path
     kind: str
     expert: str
     base: str
+    depth: int
     rows: tuple[Row, ...]
 
     @property
@@ -60,14 +64,15 @@ def inspect(path: str | Path, progress: Callable[[str], None] = lambda name: Non
     if path.is_file() and path.suffix == ".safetensors":
         return [of_archive(ArchiveFile(path))]
     family = Family.load(path)
-    reports = []
-    for name, expert in family.experts.items():
-        source = expert.checkpoint
-        if isinstance(source, Archive):
-            reports.append(of_archive(source.file, name))
-        else:
-            reports.append(of_source(source, family.base, name, progress))
-    return reports
+    return [of_expert(family, expert, progress) for expert in family.experts.values()]
+
+
+def of_expert(family: Family, expert: Expert, progress: Callable[[str], None] = lambda name: None) -> Report:
+    """The report of one expert of a family."""
+    source = expert.checkpoint
+    if isinstance(source, Archive):
+        return of_archive(source.file, expert.name)
+    return of_source(source, family.base, expert.name, progress)
 
 
 def of_archive(file: ArchiveFile, name: str | None = None) -> Report:
@@ -83,7 +88,7 @@ def of_archive(file: ArchiveFile, name: str | None = None) -> Report:
     manifest = file.manifest
     rows = in_order(row(tensor, stored) for tensor, stored in manifest.tensors.items())
     base = f"{manifest.base.name} (sha256 {manifest.base.digest[:12]}…)"
-    return Report(file.path, "archive", name or manifest.expert, base, rows)
+    return Report(file.path, "archive", name or manifest.expert, base, manifest.base.depth, rows)
 
 
 def of_source(source: Source, base: Checkpoint, name: str, progress: Callable[[str], None]) -> Report:
@@ -98,7 +103,7 @@ def of_source(source: Source, base: Checkpoint, name: str, progress: Callable[[s
                 shown = moved if math.isfinite(moved) else None
                 rows.append(Row(tensor, layer_of(tensor), module_of(tensor), kind, e.nbytes, e.nbytes, shown, 0.0))
         progress(tensor)
-    return Report(source.path, kind, name, str(base.path), in_order(rows))
+    return Report(source.path, kind, name, str(base.path), base.depth, in_order(rows))
 
 
 def in_order(rows: Iterable[Row]) -> tuple[Row, ...]:

@@ -28,6 +28,7 @@ out, err = Console(), Console(stderr=True)
 
 FamilyPath = Annotated[Path, typer.Argument(metavar="FAMILY", help="family.yaml, or the directory that holds it")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="a composition, for example math+swahili")]
+PLOT = typer.Option(help="draw a heat map of change over layers and modules into this file: .png, .svg or .pdf")
 
 
 @contextmanager
@@ -187,15 +188,44 @@ def extract(
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="a delta archive, or a family")],
     as_json: Annotated[bool, typer.Option("--json", help="one JSON array with every tensor")] = False,
+    plot: Annotated[Path | None, PLOT] = None,
 ) -> None:
     """Shows what an archive, or each expert of a family, changes: size, change, codec and error by layer and module."""
     with clear_errors(), err.status("reading"):
         reports = composer.inspect(path)
+        if plot is not None:
+            composer.draw(reports, plot)
     if as_json:
         print(json.dumps([asdict(report) for report in reports], default=str))
         return
     for report in reports:
         out.print(_table(report))
+
+
+@app.command()
+def suggest(
+    family: FamilyPath,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="a task and a language, as in math+swahili")],
+    plot: Annotated[Path | None, PLOT] = None,
+) -> None:
+    """Proposes a split for a layer swap from where the two experts change: a heuristic, and a name to try."""
+    with clear_errors(), err.status("reading"):
+        found = composer.suggest(Family.load(family), name)
+        if plot is not None:
+            composer.draw(found.reports, plot, (found.bottom, found.top), found.name)
+    task, language = (report.expert for report in found.reports)
+    table = Table("layer", "take from", f"change in {escape(language)}", f"change in {escape(task)}", title=found.name)
+    depth, most = len(found.task), max(*found.language, *found.task) or 1.0
+    for layer in range(depth):
+        outer = layer < found.bottom or layer >= depth - found.top
+        averaged = layer - found.bottom < found.transition or depth - found.top - 1 - layer < found.transition
+        chosen = language if outer else f"{language}, {task}" if averaged else task
+        parts = (found.language[layer], found.task[layer])
+        bars = [f"{'█' * round(20 * part / most):20} {part:5.1%}" for part in parts]
+        table.add_row(str(layer), escape(chosen), *bars)
+    out.print(table)
+    out.print(found.reasoning(), markup=False, highlight=False)
+    out.print(f"\ntry: {found.name}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _table(report: Report) -> Table:
