@@ -43,6 +43,7 @@ def engine_options(family: Family, allow_recipes: bool, given: dict[str, Any]) -
         raise ComposeError(
             f"layerloom runs on vLLM's CPU backend so far; this vLLM is built for {current_platform.device_name}"
         )
+    settings = {"family": str(family.path), "allow_recipes": allow_recipes, "compile": compiles(given)}
     max_loras = given.get("max_loras") or min(MAX_IN_BATCH, len(family.names()))
     return {
         "served_model_name": ["base"],
@@ -51,10 +52,19 @@ def engine_options(family: Family, allow_recipes: bool, given: dict[str, Any]) -
         "quantization": "layerloom",
         "worker_cls": "layerloom.server.worker.CPUWorker",
         "enable_lora": True,
+        # Else vLLM would choose its operators for compiled code and then run them one by one.
+        "enforce_eager": not settings["compile"],
         "max_loras": max_loras,
         "max_cpu_loras": given.get("max_cpu_loras") or max(MAX_READY, len(family.names()), max_loras),
-        "additional_config": {"layerloom": {"family": str(family.path), "allow_recipes": allow_recipes}},
+        "additional_config": {"layerloom": settings},
     }
+
+
+def compiles(given: dict[str, Any]) -> bool:
+    """Whether the user asks for torch.compile, which vLLM leaves out on a CPU when there are adapters."""
+    config = given.get("compilation_config")
+    mode = config.get("mode") if isinstance(config, dict) else getattr(config, "mode", config)
+    return bool(mode) and not given.get("enforce_eager")
 
 
 def lora_request(plan: Plan) -> LoRARequest:

@@ -44,9 +44,8 @@ class CPUWorker(VllmCPUWorker):
 
     def __init__(self, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
         # vLLM turns torch.compile off for LoRA on a CPU, because LoRA kernels do not trace; ours are opaque ops.
-        compilation = vllm_config.compilation_config
-        if "none" in compilation.custom_ops and not vllm_config.model_config.enforce_eager:
-            compilation.mode = CompilationMode.DYNAMO_TRACE_ONCE
+        if vllm_config.additional_config["layerloom"]["compile"]:
+            vllm_config.compilation_config.mode = CompilationMode.DYNAMO_TRACE_ONCE
         super().__init__(vllm_config, *args, **kwargs)
 
     def init_device(self) -> None:

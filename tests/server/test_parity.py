@@ -150,7 +150,7 @@ def test_compiled(tmp_path, capsys):
     merged = merge(Family.load(path), "math+swahili", tmp_path / "merged")
     names = ["math+swahili", "base"] * 4
     cache = {"VLLM_CACHE_ROOT": str(tmp_path / "cache"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
-    compiled = {"enforce_eager": False}
+    compiled = {"enforce_eager": False, "compilation_config": {"mode": 3}}
     ours = in_child({"model": str(path), "names": names, "options": compiled}, **cache)[::2]
     theirs = in_child({"model": str(merged), "names": names, "options": compiled}, **cache)[::2]
     eager = in_child({"model": str(merged), "names": names, "options": {}}, **cache)[::2]
