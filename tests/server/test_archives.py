@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import yaml
-from engines import ENVIRONMENT, answers, prompts, run, sampling
+from engines import answers, prompts, run, sampling
 from pico import make_family
 from safetensors.torch import save_file
 
@@ -15,12 +15,7 @@ from layerloom.composer.codecs import Int4, Int8, Lowrank, Sign
 CODECS = {"int8": Int8(), "int4": Int4(), "sign": Sign(), "lowrank": Lowrank(rank=8)}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def environment():
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
-        yield
+pytestmark = pytest.mark.usefixtures("engine_environment")
 
 
 def write_adapter(path, base, rank=4):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import vllm
-from engines import ENVIRONMENT, answers, in_child, prompts, run, sampling
+from engines import answers, in_child, prompts, run, sampling
 from packaging.version import Version
 from pico import ARCHITECTURES, make_family
 from vllm.lora.request import LoRARequest
@@ -13,13 +13,7 @@ from vllm.lora.request import LoRARequest
 from layerloom.composer import ComposeError, Family, UnknownName, merge
 from layerloom.server.plugin import check_version
 
-
-@pytest.fixture(autouse=True, scope="module")
-def environment():
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
-        yield
+pytestmark = pytest.mark.usefixtures("engine_environment")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
-from engines import ENVIRONMENT, Answer, answers, distance, in_child, prompts, run, sampling
+from engines import Answer, answers, distance, in_child, prompts, run, sampling
 from pico import ARCHITECTURES, make_family
 
 from layerloom.composer import Family, extract, merge
@@ -24,12 +24,7 @@ PATCHWORK = {
 NAMES = ["base", "math", "swahili", "math+swahili", "math+bengali@bottom=3,transition=1,stem=average", "patchwork"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def environment():
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
-        yield
+pytestmark = pytest.mark.usefixtures("engine_environment")
 
 
 # Llama with tied embeddings has an output head of its own that shares the table's weight; Gemma's table is the head.
