@@ -13,6 +13,7 @@ from .merge import Difference, merge, tensors, verify
 from .names import Composition
 from .picture import draw
 from .plan import KINDS, Blend, LayerBlend, Plan, describe_blend, kind_of
+from .quality import Quality, quality
 from .source import Source, open_source
 from .suggest import Suggestion, suggest
 
@@ -34,6 +35,7 @@ __all__ = [
     "LayerBlend",
     "Manifest",
     "Plan",
+    "Quality",
     "Report",
     "Row",
     "Source",
@@ -47,6 +49,7 @@ __all__ = [
     "kind_of",
     "merge",
     "open_source",
+    "quality",
     "suggest",
     "tensors",
     "verify",

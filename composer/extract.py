@@ -55,7 +55,7 @@ def extract(
             e, b = expert_stream.read(name), base_stream.read(name)
             digest.add(name, info.dtype, b)
             if not same(e, b):
-                plain = not everything and (layer_of(name) is None or e.dim() < 2)
+                plain = not everything and is_plain(name, e)
                 try:
                     used, parts = encoded(e, b, Exact() if plain else codec, None if plain else error_bound)
                     lost = 0.0 if used.lossless else error(used.decode(parts, b), e, b)
@@ -87,6 +87,11 @@ def extract(
         with partial.open("wb") as file:
             writer.finish(file, {METADATA: manifest.model_dump_json()})
     return manifest
+
+
+def is_plain(name: str, tensor: torch.Tensor) -> bool:
+    """Whether a tensor is stored exact unless asked otherwise: a norm, a bias, or one of the stem."""
+    return layer_of(name) is None or tensor.dim() < 2
 
 
 def encoded(e: torch.Tensor, b: torch.Tensor, codec: Codec | None, bound: float | None) -> tuple[Codec, Parts]:

@@ -4,7 +4,7 @@ import json
 import math
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,14 +43,18 @@ def tensors(family: Family, plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
 
 def tensor(family: Family, plan: Plan, name: str) -> torch.Tensor:
     """One tensor of the composition, of the base's shape and dtype. Not to be written to: it may view a file."""
-    blend = blend_for(plan, name)
+    return blended(blend_for(plan, name), lambda source: family.checkpoint(source).read(name))
+
+
+def blended(blend: Blend, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
+    """One tensor of a composition from those that `read` gives for an expert's name, or "base"."""
     if not blend:
-        return family.base.read(name)
-    sources = [family.checkpoint(expert).read(name) for expert, _ in blend]
+        return read("base")
+    sources = [read(expert) for expert, _ in blend]
     weights = [weight for _, weight in blend]
     if weights == [1.0]:
         return sources[0]
-    base = None if sum(weights) == 1.0 else family.base.read(name)
+    base = None if sum(weights) == 1.0 else read("base")
     return compose(torch.empty_like(sources[0]), base, sources, weights)
 
 

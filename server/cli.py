@@ -15,7 +15,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Column, Table
 
 from layerloom import composer
-from layerloom.composer import ComposeError, Family, Report
+from layerloom.composer import ComposeError, Family, Quality, Report
 from layerloom.composer.codecs import CODECS, Lowrank
 
 app = typer.Typer(
@@ -189,9 +189,29 @@ def inspect(
     path: Annotated[Path, typer.Argument(metavar="PATH", help="a delta archive, or a family")],
     as_json: Annotated[bool, typer.Option("--json", help="one JSON array with every tensor")] = False,
     plot: Annotated[Path | None, PLOT] = None,
+    quality: Annotated[
+        bool, typer.Option("--quality", help="of a family: what each codec would cost a composition")
+    ] = False,
+    name: Annotated[str | None, typer.Option(help="for --quality: a composition; by default the first pair")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="for --quality: a prompt, in place of random tokens; repeat it for more")
+    ] = None,
 ) -> None:
     """Shows what an archive, or each expert of a family, changes: size, change, codec and error by layer and module."""
+    if quality:
+        with clear_errors(), err.status("measuring") as status:
+            if plot is not None:
+                raise ComposeError("--quality draws no picture")
+            family = Family.load(path)
+            name = name or next((pair for pair in family.names() if "+" in pair), family.names()[1])
+            measured = composer.quality(
+                family, name, prompt or (), progress=lambda codec: status.update(f"measuring {codec}")
+            )
+        print(json.dumps(asdict(measured))) if as_json else out.print(_costs(measured))
+        return
     with clear_errors(), err.status("reading"):
+        if name is not None or prompt:
+            raise ComposeError("--name and --prompt go with --quality")
         reports = composer.inspect(path)
         if plot is not None:
             composer.draw(reports, plot)
@@ -226,6 +246,31 @@ def suggest(
     out.print(table)
     out.print(found.reasoning(), markup=False, highlight=False)
     out.print(f"\ntry: {found.name}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _costs(measured: Quality) -> Table:
+    table = Table(
+        "codec",
+        *(
+            Column(title, justify="right")
+            for title in ("bytes", "of plain", "weight error", "KL, mean", "KL, worst", "agreement")
+        ),
+        title=escape(measured.name),
+        caption=f"prompts: {measured.prompts}; KL in nats over {measured.positions} positions, "
+        f"agreement over {measured.tokens} greedy tokens",
+    )
+    for cost in measured.costs:
+        share = f"{cost.bytes / cost.plain:.1%}" if cost.plain else "-"
+        table.add_row(
+            cost.codec,
+            f"{cost.bytes:,}",
+            share,
+            f"{cost.error:.2%}",
+            f"{cost.divergence:.2g}",
+            f"{cost.worst:.2g}",
+            f"{cost.agreement:.1%}",
+        )
+    return table
 
 
 def _table(report: Report) -> Table:

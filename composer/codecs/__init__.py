@@ -5,7 +5,7 @@ from typing import Annotated, get_args
 from pydantic import Field
 
 from .auto import smallest
-from .codec import DTYPES, Codec, Parts, change, error, same
+from .codec import DTYPES, Codec, Parts, change, error, norms, same
 from .exact import Exact
 from .integer import Int4, Int8
 from .lowrank import Lowrank
@@ -27,6 +27,7 @@ __all__ = [
     "Sign",
     "change",
     "error",
+    "norms",
     "same",
     "smallest",
 ]

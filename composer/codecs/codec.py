@@ -97,7 +97,7 @@ def same(first: torch.Tensor, second: torch.Tensor) -> bool:
     return torch.equal(first.reshape(-1).view(torch.uint8), second.reshape(-1).view(torch.uint8))
 
 
-def _norms(first: torch.Tensor, second: torch.Tensor, third: torch.Tensor) -> tuple[float, float]:
+def norms(first: torch.Tensor, second: torch.Tensor, third: torch.Tensor) -> tuple[float, float]:
     """(‖first - second‖, ‖second - third‖), summed in float64."""
     ours = theirs = 0.0
     a, b, c = (tensor.reshape(-1) for tensor in (first, second, third))
@@ -111,7 +111,7 @@ def _norms(first: torch.Tensor, second: torch.Tensor, third: torch.Tensor) -> tu
 
 def change(expert: torch.Tensor, base: torch.Tensor) -> float:
     """‖E - B‖ / ‖B‖, or ‖E - B‖ where B is zero; NaN or infinite if a tensor has such values."""
-    delta, size = _norms(expert, base, torch.zeros(1, dtype=base.dtype).expand(base.shape))
+    delta, size = norms(expert, base, torch.zeros(1, dtype=base.dtype).expand(base.shape))
     return delta / size if size else delta
 
 
@@ -119,5 +119,5 @@ def error(decoded: torch.Tensor, expert: torch.Tensor, base: torch.Tensor) -> fl
     """‖Ê - E‖ / ‖E - B‖: the share of the change that was lost. 0 when Ê is E bit by bit."""
     if same(decoded, expert):
         return 0.0
-    lost, change = _norms(decoded, expert, base)
+    lost, change = norms(decoded, expert, base)
     return lost / change if change else lost
