@@ -25,8 +25,8 @@ class Cost:
 
     `bytes` is what the experts' differences take under the codec, `plain` what the tensors that differ take as they
     are. `error` is ‖Ê - E‖ / ‖E - B‖ over all of them. `divergence` is KL(exact ‖ codec) of the next-token
-    distributions in nats: the mean over all positions of prompts and answers, and `worst` the largest. `agreement` is the
-    share of the answers' tokens that the codec's model ranks first too, after the same tokens.
+    distributions in nats: the mean over all positions of prompts and answers, and `worst` the largest. `agreement` is
+    the share of the answers' tokens that the codec's model ranks first too, after the same tokens.
     """
 
     codec: str
@@ -73,8 +73,8 @@ def quality(
     """Measures codecs on a composition against the same composition of the experts as they are. Raises ComposeError.
 
     As in `extract`, a codec stores the matrices of the decoder layers, and the rest is exact. Everything is computed on
-    the CPU in fp32 from weights rounded to the base's dtype. Without prompts random token ids are used. An answer is what
-    the exact composition continues a prompt with, greedily.
+    the CPU in fp32 from weights rounded to the base's dtype. Without prompts random token ids are used. An answer is
+    what the exact composition continues a prompt with, greedily.
     """
     plan = family.plan(name)
     if plan.is_base:
