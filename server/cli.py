@@ -249,12 +249,10 @@ def suggest(
 
 
 def _costs(measured: Quality) -> Table:
+    numbers = ("bytes", "of plain", "weight error", "KL, mean", "KL, worst", "agreement")
     table = Table(
         "codec",
-        *(
-            Column(title, justify="right")
-            for title in ("bytes", "of plain", "weight error", "KL, mean", "KL, worst", "agreement")
-        ),
+        *(Column(title, justify="right") for title in numbers),
         title=escape(measured.name),
         caption=f"prompts: {measured.prompts}; KL in nats over {measured.positions} positions, "
         f"agreement over {measured.tokens} greedy tokens",

@@ -88,10 +88,8 @@ def test_the_command(path):
 
 def test_a_change_that_is_not_finite_names_its_tensor(tmp_path):
     path = make_family(tmp_path, depth=4, experts={"math": "task"})
-    family = Family.load(path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "math", dtype=torch.bfloat16)
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
     model.save_pretrained(tmp_path / "math")
     with pytest.raises(ComposeError, match=r"math: model.layers.1.mlp.up_proj.weight: .*not finite"):
         quality(Family.load(path), "math", codecs=[Int8()])
-    del family
