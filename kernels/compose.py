@@ -1,8 +1,10 @@
-"""compose: a blend of a base and its experts, one pass over contiguous numbers."""
+"""compose: a blend of a base and its experts, one pass over a page."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
+
+from .delta import Delta, Dense, Xor
 
 # Large enough to amortise a torch call, small enough for the fp32 temporaries to stay in the L2 cache.
 CHUNK = 1 << 17
@@ -11,42 +13,84 @@ CHUNK = 1 << 17
 def compose(
     out: torch.Tensor,
     base: torch.Tensor | None,
-    experts: Sequence[torch.Tensor],
+    experts: Sequence[torch.Tensor | Sequence[Delta]],
     weights: Sequence[float],
 ) -> torch.Tensor:
-    """out = round((1 - Σw)·base + Σ wᵢ·expertᵢ), summed in fp32 in the order given, rounded once.
+    """out = round((1 - Σw)·base + Σ wᵢ·Eᵢ), summed in fp32 in the order given, rounded once.
 
     This is the linear merge of layer swapping (arXiv 2410.01335) and model soups (2203.05482).
-    `out`, `base` and every expert are contiguous, of one shape, of one dtype (bf16, fp16 or fp32) and on
-    one device; `out` may be one of the inputs. `base` may be None when Σw is 1, because it then has no
-    share and is not read. One expert at weight 1, or the base alone, is copied and never becomes a float,
-    so NaN payloads and signed zeros survive. Rounding is to nearest even. Raises ValueError when the
-    arguments do not fit each other.
+    `out` and `base` are contiguous, of one shape, of one dtype (bf16, fp16 or fp32) and on one device. An expert is
+    a tensor like them, or deltas that follow each other and together cover `out`, the same runs for every expert;
+    each Eᵢ is rounded to the dtype before it is weighted, as it is in a checkpoint. `out` may be one of the inputs.
+    `base` may be None when Σw is 1 and no delta needs it, and then is not read. One expert at weight 1, or the base
+    alone, never becomes a float where it is dense or XORed, so NaN payloads and signed zeros survive. Rounding is to
+    nearest even. Raises ValueError when the arguments do not fit each other.
     """
     if len(experts) != len(weights):
         raise ValueError(f"compose: {len(experts)} experts but {len(weights)} weights")
-    terms = [(float(w), expert) for w, expert in zip(weights, experts, strict=True) if w != 0.0]
+    pages: list[list[Delta]] = [[Dense(e)] if isinstance(e, torch.Tensor) else list(e) for e in experts]
+    terms = [(float(w), page) for w, page in zip(weights, pages, strict=True) if w != 0.0]
     rest = 1.0 - sum(w for w, _ in terms)
-    if rest != 0.0:
-        if base is None:
-            raise ValueError(f"compose: the weights sum to {1.0 - rest}, so the base is needed")
-        terms.insert(0, (rest, base))
-    for _, source in terms:
-        if source.shape != out.shape or source.dtype != out.dtype:
+    needs_base = any(not isinstance(delta, Dense) for _, page in terms for delta in page)
+    if base is None and (rest != 0.0 or needs_base):
+        why = "a delta is relative to it" if needs_base else f"the weights sum to {1.0 - rest}"
+        raise ValueError(f"compose: {why}, so the base is needed")
+    for source in [base if rest != 0.0 or needs_base else None, *experts]:
+        if isinstance(source, torch.Tensor) and (source.shape != out.shape or source.dtype != out.dtype):
             raise ValueError(
                 f"compose: source is {tuple(source.shape)} {source.dtype}, out is {tuple(out.shape)} {out.dtype}"
             )
-    if len(terms) == 1 and terms[0][0] == 1.0:
-        (_, source), *_ = terms
-        return out if source.data_ptr() == out.data_ptr() else out.copy_(source)
-
-    flat_out = out.view(-1)
-    flat = [(w, source.reshape(-1)) for w, source in terms]
-    for start in range(0, flat_out.numel(), CHUNK):
-        end = start + CHUNK
-        (first_weight, first), *others = flat
-        total = first[start:end].float() * first_weight
-        for w, source in others:
-            total += source[start:end].float() * w
-        flat_out[start:end] = total
+    runs = {tuple(map(size, page)) for _, page in terms}
+    if len(runs) > 1 or any(sum(run) != out.numel() for run in runs):
+        raise ValueError(f"compose: out has {out.numel()} numbers, the deltas cover {sorted(runs)}")
+    for deltas in zip(*(page for _, page in terms), strict=True):
+        shapes = {delta.shape for delta in deltas if not isinstance(delta, Dense | Xor)}
+        if len(shapes) > 1:
+            raise ValueError(f"compose: deltas of the shapes {sorted(shapes)} cover the same numbers")
+    compose_torch(out.view(-1), None if base is None else base.reshape(-1), terms, rest)
     return out
+
+
+def compose_torch(
+    out: torch.Tensor, base: torch.Tensor | None, terms: Sequence[tuple[float, list[Delta]]], rest: float
+) -> None:
+    """`compose` on flat pages, of arguments that fit, with torch alone."""
+    if not terms:
+        terms, rest = [(1.0, [Dense(base)])] if base is not None else [], 0.0
+    start = 0
+    for deltas in zip(*(page for _, page in terms), strict=True):
+        weighted = [(w, delta) for (w, _), delta in zip(terms, deltas, strict=True)]
+        end = start + size(deltas[0])
+        for rows, k in chunks(deltas):
+            span = slice(start + rows.start * k, start + rows.stop * k)
+            into = out[span].view(-1, k)
+            under = into if base is None else base[span].view(-1, k)
+            blend_rows(into, under, weighted, rest, rows)
+        start = end
+
+
+def blend_rows(
+    out: torch.Tensor, base: torch.Tensor, terms: Sequence[tuple[float, Delta]], rest: float, rows: slice
+) -> None:
+    if len(terms) == 1 and terms[0][0] == 1.0:
+        out.copy_(terms[0][1].decode(base, rows))
+        return
+    decoded = ((w, delta.decode(base, rows)) for w, delta in terms)
+    (first_weight, first), *others = [(rest, base), *decoded] if rest != 0.0 else decoded
+    total = first.float() * first_weight
+    for w, source in others:
+        total += source.float() * w
+    out.copy_(total)
+
+
+def size(delta: Delta) -> int:
+    rows, k = delta.shape
+    return rows * k
+
+
+def chunks(deltas: Sequence[Delta]) -> Iterator[tuple[slice, int]]:
+    """Slices of rows with about CHUNK numbers each, and K. Where no delta has rows of its own, K is 1."""
+    shapes = {delta.shape for delta in deltas if not isinstance(delta, Dense | Xor)} or {(size(deltas[0]), 1)}
+    ((rows, k),) = shapes
+    step = max(1, CHUNK // max(1, k))
+    return ((slice(first, min(first + step, rows)), k) for first in range(0, rows, step))

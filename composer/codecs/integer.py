@@ -6,8 +6,9 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
+from layerloom.kernels.planar import pack, unpack, word_count
+
 from .codec import Codec, Parts, finite_delta, row_chunks, row_count, rows_of
-from .planar import pack, unpack, word_count
 
 
 class Integer(Codec):

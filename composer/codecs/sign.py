@@ -5,8 +5,9 @@ from typing import Literal
 
 import torch
 
+from layerloom.kernels.planar import pack, unpack, word_count
+
 from .codec import Codec, Parts, finite_delta, row_chunks, row_count, rows_of
-from .planar import pack, unpack, word_count
 
 
 class Sign(Codec):

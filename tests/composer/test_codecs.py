@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from layerloom.composer import ComposeError
 from layerloom.composer.codecs import CODECS, DTYPES, Exact, Int4, Int8, Lowrank, Sign, change, error, smallest
-from layerloom.composer.codecs.planar import pack, unpack, word_count
+from layerloom.kernels.planar import pack, unpack, word_count
 
 BITS = {2: torch.int16, 4: torch.int32}
 SHAPES = [(1,), (5,), (128,), (300,), (3, 1), (7, 33), (4, 256), (2, 1100), (3, 5, 130), (0, 4), (4, 0)]
