@@ -4,29 +4,42 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 from vllm.logger import init_logger
 from vllm.lora.request import LoRARequest
 
 from layerloom.composer import Bank, ComposeError, Family
-from layerloom.kernels import Route
-
-from .paged import ONE_PAGE, Page
-from .pages import EnginePages
+from layerloom.composer.bank import Engine
 
 logger = init_logger("vllm.layerloom.manager")
 
 
+Pages = tuple[Any, ...]
+"""A composition in the engine: a page for every layer, then the stem's."""
+
+Routed = tuple[list[Pages], np.ndarray]
+"""Compositions, and the index among them of each token's."""
+
+
+class EnginePages(Engine, Protocol):
+    """How pages are kept: packed on a CPU (packed.py), in one tensor on a GPU (arena.py)."""
+
+    def route(self, compositions: list[Pages], position: np.ndarray) -> None:
+        """Uses composition position[t] for token t of the coming steps."""
+
+    def route_head(self, compositions: list[Pages], position: np.ndarray) -> None:
+        """The same for the output head, whose rows are the sampled tokens."""
+
+
 @dataclass(frozen=True)
 class Adapter:
-    """A composition in the engine: a page for every layer, then the stem's."""
+    """A composition as vLLM's scheduler knows it."""
 
     name: str
     path: str
-    pages: tuple[Page, ...]
+    pages: Pages
 
 
 class CompositionManager:
@@ -48,6 +61,7 @@ class CompositionManager:
         self._active: frozenset[int] = frozenset()
         self._tokens: tuple[int, ...] | None = None
         self._samples: tuple[int, ...] | None = None
+        self._head: Routed = [base], np.zeros(0, dtype=np.int64)
 
     def add_adapter(self, request: LoRARequest) -> bool:
         """Assembles the composition; False when it was there already. Raises ComposeError with the reason."""
@@ -104,30 +118,16 @@ class CompositionManager:
             return
         if mapping.index_mapping != self._tokens:
             self._tokens = mapping.index_mapping
-            active, routes = self._route(mapping.index_mapping)
-            for part in range(self.family.depth + 1):
-                self.pages.select(part, *routes([adapter.pages[part] for adapter in active]))
+            self.pages.route(*self._compositions(mapping.index_mapping))
         if mapping.prompt_mapping != self._samples:
             self._samples = mapping.prompt_mapping
-            active, routes = self._route(mapping.prompt_mapping)
-            self.pages.select_head(*routes([adapter.pages[-1] for adapter in active]))
+            self._head = self._compositions(mapping.prompt_mapping)
+            self.pages.route_head(*self._head)
 
-    def _route(self, ids: Sequence[int]) -> tuple[list[Adapter], Any]:
-        """The distinct compositions of a batch, and a function from their pages at a part to (pages, route)."""
+    def _compositions(self, ids: Sequence[int]) -> Routed:
+        """The distinct compositions of a batch, and the index among them of each token's."""
         distinct, position = np.unique(np.asarray(ids, dtype=np.int64), return_inverse=True)
-        active = [self._adapter(int(adapter_id)) for adapter_id in distinct] or [self._base]
-        routes: dict[tuple[int, ...], Route] = {}
-
-        def routed(pages: list[Page]) -> tuple[tuple[Page, ...], Route]:
-            shared: dict[int, int] = {}
-            pattern = tuple(shared.setdefault(id(page), len(shared)) for page in pages)
-            if len(shared) == 1:
-                return (pages[0],), ONE_PAGE
-            if pattern not in routes:
-                routes[pattern] = Route.of(torch.from_numpy(np.asarray(pattern)[position]))
-            return tuple({id(page): page for page in pages}.values()), routes[pattern]
-
-        return active, routed
+        return [self._adapter(int(adapter_id)).pages for adapter_id in distinct] or [self._base.pages], position
 
     def _adapter(self, adapter_id: int) -> Adapter:
         return self._base if adapter_id == 0 else self._adapters[adapter_id]
@@ -135,13 +135,11 @@ class CompositionManager:
     @contextmanager
     def sampling_for(self, adapter_id: int) -> Iterator[None]:
         """The output head of one request alone, for prompt log probabilities."""
-        stem = self.pages.parts[-1]
-        before = stem.head.pages, stem.head.route
-        self.pages.select_head((self._adapter(adapter_id).pages[-1],), ONE_PAGE)
+        self.pages.route_head([self._adapter(adapter_id).pages], np.zeros(1, dtype=np.int64))
         try:
             yield
         finally:
-            self.pages.select_head(*before)
+            self.pages.route_head(*self._head)
 
     # Dummy adapters, with which vLLM warms up and captures graphs, are the base under other ids.
 

@@ -6,15 +6,13 @@ A compiled graph is traced once and knows a module only by its slot's name; the 
 import torch
 from vllm.utils.torch_utils import direct_register_custom_op
 
-from layerloom.kernels import paged_rows
-
-from .paged import ONE_PAGE, SLOTS, paged_embedding, paged_linear
+from .paged import SLOTS
 
 LIBRARY = torch.library.Library("layerloom", "FRAGMENT")
 
 
 def linear(x: torch.Tensor, slot: str, features: int, with_bias: bool) -> torch.Tensor:
-    return paged_linear(SLOTS[slot], x, with_bias)
+    return SLOTS[slot].linear(x, with_bias)
 
 
 def linear_fake(x: torch.Tensor, slot: str, features: int, with_bias: bool) -> torch.Tensor:
@@ -22,7 +20,7 @@ def linear_fake(x: torch.Tensor, slot: str, features: int, with_bias: bool) -> t
 
 
 def embedding(ids: torch.Tensor, slot: str, features: int) -> torch.Tensor:
-    return paged_embedding(SLOTS[slot], ids)
+    return SLOTS[slot].embedding(ids)
 
 
 def embedding_fake(ids: torch.Tensor, slot: str, features: int) -> torch.Tensor:
@@ -31,12 +29,7 @@ def embedding_fake(ids: torch.Tensor, slot: str, features: int) -> torch.Tensor:
 
 def norm_weight(x: torch.Tensor, slot: str) -> torch.Tensor:
     """A norm's weight for each row of x, so that the norm itself stays in the graph and is fused as in stock vLLM."""
-    place = SLOTS[slot]
-    route = place.selection.route
-    weights = [handle.weight for handle in place.handles()]
-    if route is ONE_PAGE:
-        return weights[0].repeat(x.shape[0], *(1,) * (x.dim() - 1))
-    return paged_rows(weights, route, x)
+    return SLOTS[slot].norm_weight(x)
 
 
 def norm_weight_fake(x: torch.Tensor, slot: str) -> torch.Tensor:

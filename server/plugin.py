@@ -14,7 +14,8 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from layerloom.composer import ComposeError
 
 from . import ops  # noqa: F401  (registers the operators)
-from .paged import PagedEmbeddingMethod, PagedLinearMethod
+from .packed import PackedLinearMethod
+from .paged import PagedEmbeddingMethod
 
 OLDEST, NEWEST = Version("0.26"), Version("0.34")
 
@@ -42,7 +43,7 @@ class LayerloomConfig(QuantizationConfig):
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> Any:
         if isinstance(layer, LinearBase):
-            return PagedLinearMethod()
+            return PackedLinearMethod()
         if isinstance(layer, VocabParallelEmbedding):
             return PagedEmbeddingMethod()
         if isinstance(layer, AttentionLayerBase):

@@ -11,14 +11,14 @@ from vllm.v1.worker.cpu_worker import CPUWorker as VllmCPUWorker
 from layerloom.composer import Family
 
 from .manager import CompositionManager
-from .pages import EnginePages
+from .packed import PackedPages
 
 
 def load_compositions(runner: Any, model: nn.Module, vllm_config: VllmConfig, device: torch.device) -> nn.Module:
     """Takes the place of the model runner's `load_lora_model`, on that one runner."""
     family = Family.load(vllm_config.additional_config["layerloom"]["family"])
     capacity = vllm_config.lora_config.max_cpu_loras
-    runner.lora_manager = CompositionManager(family, EnginePages(model, family.depth), capacity)
+    runner.lora_manager = CompositionManager(family, PackedPages(model, family.depth), capacity)
     return model
 
 
