@@ -101,5 +101,5 @@ def units(size: int) -> int:
     return -(-size // UNIT)
 
 
-def megabytes(size: int) -> str:
+def megabytes(size: float) -> str:
     return f"{size / 1e6:,.1f} MB"

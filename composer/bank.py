@@ -10,13 +10,23 @@ from layerloom.kernels import compose
 
 from .errors import ComposeError
 from .family import Family
-from .plan import KINDS, Blend, LayerBlend, Plan
+from .plan import KINDS, LayerBlend, Plan
 
 Part = int
 """A decoder layer by its index; the stem is the part whose index is the number of layers."""
 
+Key = tuple[Part, LayerBlend]
+
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+
+
+class Room(Protocol):
+    """Memory for one page while it is composed."""
+
+    @property
+    def flat(self) -> torch.Tensor:
+        """Its numbers, [size], on the device where pages are composed. Good until the engine makes more room."""
 
 
 class Engine(Protocol):
@@ -25,14 +35,26 @@ class Engine(Protocol):
     def size(self, part: Part) -> int:
         """How many numbers the part's parameters are (this rank's shard): the length of its flat page."""
 
+    def spans(self, part: Part, kind: str) -> Sequence[tuple[int, int]]:
+        """The [start, end) ranges of a flat page that hold that part's parameters of one kind (see plan.KINDS)."""
+
+    def room(self, part: Part, dtype: torch.dtype) -> Room:
+        """Memory for a page of that part. Raises NoRoom."""
+
     def fill(self, part: Part, flat: torch.Tensor, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Writes Hugging Face tensors of that part over all of `flat`, in the engine's own fused layout."""
 
-    def spans(self, part: Part, kind: str) -> Sequence[tuple[int, int]]:
-        """The [start, end) ranges of `flat` that hold that part's parameters of one kind (see plan.KINDS)."""
+    def bytes(self, part: Part) -> int:
+        """What a page of that part takes, in the dtype the engine computes in."""
 
-    def seal(self, part: Part, flat: torch.Tensor) -> Any:
-        """The page the engine computes with, in the dtype it computes in; it keeps nothing of `flat`."""
+    def keeps_base(self, dtype: torch.dtype) -> bool:
+        """Whether the base is in the engine's memory as flat pages of that dtype."""
+
+    def base(self, part: Part) -> torch.Tensor:
+        """The flat page of the base, where the engine keeps it."""
+
+    def seal(self, part: Part, room: Room) -> Any:
+        """The page the engine computes with, in the dtype it computes in: the room itself, or something of its own."""
 
     def base_page(self, part: Part) -> Any:
         """The page of the base, which the engine has loaded itself."""
@@ -47,9 +69,9 @@ class Bank:
     def __init__(self, family: Family, engine: Engine) -> None:
         self.family = family
         self.engine = engine
-        self._scratch: dict[tuple[int, int, torch.dtype], torch.Tensor] = {}
+        self._rooms: dict[tuple[int, int, torch.dtype], Room] = {}
         self._dtypes = [self._dtype(part) for part in range(family.depth + 1)]
-        self._pages: WeakValueDictionary[tuple[Part, LayerBlend], Any] = WeakValueDictionary()
+        self._pages: WeakValueDictionary[Key, Any] = WeakValueDictionary()
 
     def __len__(self) -> int:
         """Assembled pages now in memory, the base's not counted."""
@@ -57,11 +79,10 @@ class Bank:
 
     def pages(self, plan: Plan) -> tuple[Any, ...]:
         """One page per layer, then the stem's. Raises ComposeError, leaving nothing behind, if one cannot be made."""
-        parts = [*plan.layers, LayerBlend.all(plan.stem)]
         try:
-            return tuple(self._page(part, blend) for part, blend in enumerate(parts))
+            return tuple(self._page(*key) for key in keys(plan))
         finally:
-            self._scratch.clear()
+            self._rooms.clear()
 
     def _names(self, part: Part, source: str = "base") -> Sequence[str]:
         checkpoint = self.family.checkpoint(source)
@@ -80,39 +101,69 @@ class Bank:
             return self.engine.base_page(part)
         page = self._pages.get((part, blend))
         if page is None:
-            page = self._pages[part, blend] = self.engine.seal(part, self._assemble(part, blend))
+            page = self._pages[part, blend] = self._assemble(part, blend)
         return page
 
-    def _assemble(self, part: Part, blend: LayerBlend) -> torch.Tensor:
-        flats: dict[str, torch.Tensor] = {}
+    def missing(self, plan: Plan) -> int:
+        """The bytes that `pages` will take, those for composing included."""
+        absent = {key for key in keys(plan) if key[1].uniform != () and key not in self._pages}
+        return sum(map(self.bytes, absent)) + max(map(self.scratch, absent), default=0)
 
-        def flat(source: str) -> torch.Tensor:
-            if source not in flats:
-                flats[source] = self._buffer(len(flats), part)
-                checkpoint = self.family.checkpoint(source)
-                named = ((name, checkpoint.read(name)) for name in self._names(part, source))
-                self.engine.fill(part, flats[source], named)
-            return flats[source]
+    def bytes(self, key: Key) -> int:
+        """What a page takes in the engine's memory."""
+        return self.engine.bytes(key[0])
 
-        def blended(mix: Blend, span: slice) -> None:
-            weights = [weight for _, weight in mix]
-            base = None if sum(weights) == 1.0 else flat("base")[span]
-            compose(out[span], base, [flat(expert)[span] for expert, _ in mix], weights)
+    def scratch(self, key: Key) -> int:
+        """What composing a page takes beside it."""
+        part, blend = key
+        rooms = len(self._sources(part, blend)) * self.engine.size(part) * self._dtypes[part].itemsize
+        in_place = self.engine.size(part) * self._dtypes[part].itemsize == self.engine.bytes(part)
+        return rooms - self.engine.bytes(part) if in_place else rooms
+
+    def _sources(self, part: Part, blend: LayerBlend) -> list[str]:
+        """What must be read for a page, in the order in which it gets room."""
+        blends = {blend.of(kind) for kind in KINDS}
+        experts = sorted({expert for mix in blends for expert, _ in mix})
+        needs_base = any(sum(weight for _, weight in mix) != 1.0 for mix in blends)
+        # What the engine keeps of the base need not be read again.
+        return [*experts, "base"] if needs_base and not self.engine.keeps_base(self._dtypes[part]) else experts
+
+    def _assemble(self, part: Part, blend: LayerBlend) -> Any:
+        needed = self._sources(part, blend)
+        # All of them first: making room may move what is there.
+        rooms = {source: self._room(number, part) for number, source in enumerate(needed)}
+        flats = {source: room.flat for source, room in rooms.items()}
+        for source, flat in flats.items():
+            checkpoint = self.family.checkpoint(source)
+            self.engine.fill(part, flat, ((name, checkpoint.read(name)) for name in self._names(part, source)))
+        base = flats.get("base", self.engine.base(part) if self.engine.keeps_base(self._dtypes[part]) else None)
 
         # In place: a span is written once, and only what is read for it is overwritten.
-        out = flat(next((expert for kind in KINDS for expert, _ in blend.of(kind)), "base"))
-        if blend.uniform is not None:
-            blended(blend.uniform, slice(None))
-        else:
-            for kind in KINDS:
-                for start, end in self.engine.spans(part, kind):
-                    blended(blend.of(kind), slice(start, end))
-        return out
+        out = flats[needed[0]]
+        whole = blend.uniform is not None
+        for kind in KINDS[:1] if whole else KINDS:
+            mix = blend.of(kind)
+            for start, end in [(0, len(out))] if whole else self.engine.spans(part, kind):
+                experts = [flats[expert][start:end] for expert, _ in mix]
+                under = None if base is None else base[start:end]
+                compose(out[start:end], under, experts, [weight for _, weight in mix])
+        page = self.engine.seal(part, rooms[needed[0]])
+        if page is rooms[needed[0]]:
+            del self._rooms[self._place(0, part)]
+        return page
 
-    def _buffer(self, number: int, part: Part) -> torch.Tensor:
-        """A buffer for the part; parts of one size use it in turn, because fresh memory costs more than the work."""
-        size, dtype = self.engine.size(part), self._dtypes[part]
-        key = (number, size, dtype)
-        if key not in self._scratch:
-            self._scratch[key] = torch.empty(size, dtype=dtype)
-        return self._scratch[key]
+    def _room(self, number: int, part: Part) -> Room:
+        """Parts of one size use the same room in turn, because fresh memory costs more than the work."""
+        place = self._place(number, part)
+        if place not in self._rooms:
+            self._rooms = {other: room for other, room in self._rooms.items() if other[1:] == place[1:]}
+            self._rooms[place] = self.engine.room(part, self._dtypes[part])
+        return self._rooms[place]
+
+    def _place(self, number: int, part: Part) -> tuple[int, int, torch.dtype]:
+        return number, self.engine.size(part), self._dtypes[part]
+
+
+def keys(plan: Plan) -> list[Key]:
+    """What tells the pages of a plan from each other: one for each layer, then the stem's."""
+    return list(enumerate([*plan.layers, LayerBlend.all(plan.stem)]))

@@ -2,6 +2,7 @@
 
 import json
 import os
+from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -48,6 +49,12 @@ def serve(
     allow_recipes: Annotated[
         bool, typer.Option("--allow-recipes", help="accept options in names: math+swahili@bottom=6,top=2")
     ] = False,
+    bank_memory: Annotated[
+        str | None, typer.Option(help="memory for compositions, as in 8G or 512M; by default what the family's need")
+    ] = None,
+    pages: Annotated[
+        str | None, typer.Option(help="packed (for a CPU's matrix products) or arena (what a GPU uses)")
+    ] = None,
 ) -> None:
     """Serves a family over the OpenAI API. Any option of `vllm serve` may follow."""
     from .engine import prepare_environment
@@ -64,11 +71,24 @@ def serve(
         parser = make_arg_parser(FlexibleArgumentParser(prog="layerloom serve FAMILY"))
         args = parser.parse_args([*context.args, "--port", str(port)])
         given = {name: value for name, value in vars(args).items() if value != parser.get_default(name)}
-        for name, value in engine_options(loaded, allow_recipes, given).items():
+        memory = None if bank_memory is None else memory_of(bank_memory)
+        for name, value in engine_options(loaded, allow_recipes, given, memory, pages).items():
             setattr(args, name, value)
         args.model_tag = None
     ServeSubcommand().validate(args)
     ServeSubcommand.cmd(args)
+
+
+def memory_of(text: str) -> int:
+    """Bytes, written as vLLM's own options take them: 8g is 8·10^9, 8G is 8·2^30."""
+    from vllm.utils.argparse_utils import human_readable_int
+
+    try:
+        return human_readable_int(text)
+    except (ValueError, ArgumentTypeError) as error:
+        raise ComposeError(
+            f"--bank-memory {text}: is no amount of memory; write 8G, 512M or a number of bytes"
+        ) from error
 
 
 @app.command()

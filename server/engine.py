@@ -27,9 +27,16 @@ def prepare_environment() -> None:
     os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
 
 
-def engine_options(family: Family, allow_recipes: bool, given: dict[str, Any]) -> dict[str, Any]:
+def engine_options(
+    family: Family,
+    allow_recipes: bool,
+    given: dict[str, Any],
+    bank_memory: int | None = None,
+    pages: str | None = None,
+) -> dict[str, Any]:
     """Arguments for vLLM's EngineArgs: `given` by the user, completed with what layerloom needs.
 
+    `bank_memory` is in bytes; `pages` is "packed" (a CPU's default) or "arena" (a GPU's, and the only way there).
     Raises ComposeError for an option that contradicts it, and on a platform without a worker.
     """
     taken = [name for name in TAKEN if given.get(name)]
@@ -39,25 +46,37 @@ def engine_options(family: Family, allow_recipes: bool, given: dict[str, Any]) -
         raise ComposeError("layerloom does not run with pipeline parallelism: use --tensor-parallel-size")
     if given.get("speculative_config"):
         raise ComposeError("layerloom does not run with speculative decoding: leave --speculative-config out")
-    if not current_platform.is_cpu():
-        raise ComposeError(
-            f"layerloom runs on vLLM's CPU backend so far; this vLLM is built for {current_platform.device_name}"
-        )
-    settings = {"family": str(family.path), "allow_recipes": allow_recipes, "compile": compiles(given)}
+    if bank_memory is not None and bank_memory < 0:
+        raise ComposeError(f"bank memory cannot be {bank_memory} bytes")
+    cpu = current_platform.is_cpu()
+    if not cpu and not current_platform.is_cuda_alike():
+        raise ComposeError(f"layerloom runs on CPUs and GPUs; this vLLM is built for {current_platform.device_name}")
+    pages = pages or ("packed" if cpu else "arena")
+    if pages not in ("packed", "arena") or (pages == "packed" and not cpu):
+        raise ComposeError(f"pages cannot be {pages!r} here; valid: {'packed, arena' if cpu else 'arena'}")
     max_loras = given.get("max_loras") or min(MAX_IN_BATCH, len(family.names()))
-    return {
+    settings = {
+        "family": str(family.path),
+        "allow_recipes": allow_recipes,
+        "compile": compiles(given),
+        "bank_memory": bank_memory,
+        "pages": pages,
+    }
+    options = {
         "served_model_name": ["base"],
         **given,
         "model": str(family.base.path),
         "quantization": "layerloom",
-        "worker_cls": "layerloom.server.worker.CPUWorker",
+        "worker_cls": f"layerloom.server.worker.{'CPU' if cpu else 'GPU'}Worker",
         "enable_lora": True,
-        # Else vLLM would choose its operators for compiled code and then run them one by one.
-        "enforce_eager": not settings["compile"],
         "max_loras": max_loras,
         "max_cpu_loras": given.get("max_cpu_loras") or max(MAX_READY, len(family.names()), max_loras),
         "additional_config": {"layerloom": settings},
     }
+    if cpu:
+        # Else vLLM would choose its operators for compiled code and then run them one by one.
+        options["enforce_eager"] = not settings["compile"]
+    return options
 
 
 def compiles(given: dict[str, Any]) -> bool:

@@ -10,8 +10,10 @@ import numpy as np
 from vllm.logger import init_logger
 from vllm.lora.request import LoRARequest
 
-from layerloom.composer import Bank, ComposeError, Family
+from layerloom.composer import Bank, ComposeError, Family, Plan
+from layerloom.composer.arena import megabytes
 from layerloom.composer.bank import Engine
+from layerloom.composer.budget import needed
 
 logger = init_logger("vllm.layerloom.manager")
 
@@ -19,17 +21,34 @@ logger = init_logger("vllm.layerloom.manager")
 Pages = tuple[Any, ...]
 """A composition in the engine: a page for every layer, then the stem's."""
 
-Routed = tuple[list[Pages], np.ndarray]
-"""Compositions, and the index among them of each token's."""
+Routed = tuple[list[Pages], np.ndarray, bool]
+"""What `EnginePages.route` takes."""
 
 
 class EnginePages(Engine, Protocol):
     """How pages are kept: packed on a CPU (packed.py), in one tensor on a GPU (arena.py)."""
 
-    def route(self, compositions: list[Pages], position: np.ndarray) -> None:
-        """Uses composition position[t] for token t of the coming steps."""
+    bounded: bool
+    """Whether compositions have memory of a fixed size, set apart at the start."""
 
-    def route_head(self, compositions: list[Pages], position: np.ndarray) -> None:
+    @property
+    def generation(self) -> int:
+        """Grows when pages have moved and must be routed again."""
+
+    @property
+    def free(self) -> float:
+        """Bytes that no composition has taken."""
+
+    def reserve(self, memory: int | None) -> None:
+        """Lets compositions take `memory` bytes; None, where they are not bounded, is as much as there is."""
+
+    def route(self, compositions: list[Pages], position: np.ndarray, replayed: bool) -> None:
+        """Uses composition position[t] for token t of the coming steps.
+
+        `replayed` says that the launch is captured in a CUDA graph, and replayed with other pages in their place.
+        """
+
+    def route_head(self, compositions: list[Pages], position: np.ndarray, replayed: bool) -> None:
         """The same for the output head, whose rows are the sampled tokens."""
 
 
@@ -40,6 +59,7 @@ class Adapter:
     name: str
     path: str
     pages: Pages
+    dummy: bool = False
 
 
 class CompositionManager:
@@ -49,19 +69,43 @@ class CompositionManager:
     step loop calls (`set_active_adapters`) only looks up pages that are already in memory.
     """
 
-    def __init__(self, family: Family, pages: EnginePages, capacity: int) -> None:
+    def __init__(self, family: Family, pages: EnginePages, capacity: int, mixed: int, memory: int | None) -> None:
         self.family = family
         self.pages = pages
         self.bank = Bank(family, pages)
         self.capacity = capacity
+        self.mixed = mixed
+        self._known = {plan.digest: plan for plan in map(family.plan, family.names())}
+        self.memory = self._needed(self._known) if memory is None and pages.bounded else memory
+        self._check(self._known)
+        pages.reserve(self.memory)
         base = tuple(pages.base_page(part) for part in range(family.depth + 1))
         self._base = Adapter("base", "", base)
         self._adapters: OrderedDict[int, Adapter] = OrderedDict()
         self._pinned: set[int] = set()
         self._active: frozenset[int] = frozenset()
+        self._forget_routes()
+
+    def _forget_routes(self) -> None:
+        """Lets go of the pages of past steps; the next step is routed anew."""
         self._tokens: tuple[int, ...] | None = None
         self._samples: tuple[int, ...] | None = None
-        self._head: Routed = [base], np.zeros(0, dtype=np.int64)
+        self._rows: Routed = [self._base.pages], np.zeros(0, dtype=np.int64), False
+        self._head = self._rows
+        self.pages.route(*self._rows)
+        self.pages.route_head(*self._head)
+
+    def _needed(self, known: dict[str, Plan]) -> int:
+        return needed(known.values(), self.mixed, self.bank.bytes, self.bank.scratch)
+
+    def _check(self, known: dict[str, Plan]) -> None:
+        """Raises ComposeError unless any `mixed` of the compositions fit in memory together."""
+        wanted = self._needed(known)
+        if self.memory is not None and wanted > self.memory:
+            raise ComposeError(
+                f"any {self.mixed} of {len(known)} compositions at once need {megabytes(wanted)} of bank memory, and "
+                f"there are {megabytes(self.memory)}: start with a larger --bank-memory or a smaller --max-loras"
+            )
 
     def add_adapter(self, request: LoRARequest) -> bool:
         """Assembles the composition; False when it was there already. Raises ComposeError with the reason."""
@@ -77,11 +121,26 @@ class CompositionManager:
                 f"{plan.name}: the request was made for digest {request.lora_path[:12]}, this engine's family has "
                 f"{plan.digest[:12]}. Were the expert's files changed while serving? Restart the server."
             )
-        adapter = Adapter(plan.name, plan.digest, self.bank.pages(plan))
+        known = {**self._known, plan.digest: plan}
+        self._check(known)
         while len(self._adapters) >= self.capacity and self._evict():
             pass
-        self._adapters[request.lora_int_id] = adapter
+        self._adapters[request.lora_int_id] = Adapter(plan.name, plan.digest, self._assemble(plan))
+        self._known = known
         return True
+
+    def _assemble(self, plan: Plan) -> Pages:
+        missing = self.bank.missing(plan)
+        if missing > self.pages.free:
+            self._forget_routes()
+        while missing > self.pages.free and self._evict():
+            missing = self.bank.missing(plan)
+        generation = self.pages.generation
+        try:
+            return self.bank.pages(plan)
+        finally:
+            if self.pages.generation != generation:
+                self._forget_routes()
 
     def _evict(self) -> bool:
         for adapter_id in self._adapters:
@@ -97,7 +156,7 @@ class CompositionManager:
     def remove_all_adapters(self) -> None:
         self._adapters.clear()
         self._pinned.clear()
-        self._tokens = self._samples = None
+        self._forget_routes()
 
     def pin_adapter(self, adapter_id: int) -> bool:
         if adapter_id not in self._adapters:
@@ -118,16 +177,18 @@ class CompositionManager:
             return
         if mapping.index_mapping != self._tokens:
             self._tokens = mapping.index_mapping
-            self.pages.route(*self._compositions(mapping.index_mapping))
+            self._rows = self._compositions(mapping.index_mapping)
+            self.pages.route(*self._rows)
         if mapping.prompt_mapping != self._samples:
             self._samples = mapping.prompt_mapping
             self._head = self._compositions(mapping.prompt_mapping)
             self.pages.route_head(*self._head)
 
     def _compositions(self, ids: Sequence[int]) -> Routed:
-        """The distinct compositions of a batch, and the index among them of each token's."""
+        """The distinct compositions of a batch, the index among them of each token's, and whether they are dummies."""
         distinct, position = np.unique(np.asarray(ids, dtype=np.int64), return_inverse=True)
-        return [self._adapter(int(adapter_id)).pages for adapter_id in distinct] or [self._base.pages], position
+        active = [self._adapter(int(adapter_id)) for adapter_id in distinct] or [self._base]
+        return [adapter.pages for adapter in active], position, any(adapter.dummy for adapter in active)
 
     def _adapter(self, adapter_id: int) -> Adapter:
         return self._base if adapter_id == 0 else self._adapters[adapter_id]
@@ -135,7 +196,19 @@ class CompositionManager:
     @contextmanager
     def sampling_for(self, adapter_id: int) -> Iterator[None]:
         """The output head of one request alone, for prompt log probabilities."""
-        self.pages.route_head([self._adapter(adapter_id).pages], np.zeros(1, dtype=np.int64))
+        with self._head_of([self._adapter(adapter_id).pages], np.zeros(1, dtype=np.int64)):
+            yield
+
+    @contextmanager
+    def sampling_tokens(self, first: int, count: int) -> Iterator[None]:
+        """The output head for some of the step's tokens, in place of those that are sampled."""
+        compositions, position, _ = self._rows
+        with self._head_of(compositions, position[first : first + count]):
+            yield
+
+    @contextmanager
+    def _head_of(self, compositions: list[Pages], position: np.ndarray) -> Iterator[None]:
+        self.pages.route_head(compositions, position, False)
         try:
             yield
         finally:
@@ -148,7 +221,9 @@ class CompositionManager:
         yield
 
     def add_dummy_lora(self, request: LoRARequest, rank: int) -> bool:
-        self._adapters[request.lora_int_id] = Adapter(request.lora_name, request.lora_path, self._base.pages)
+        self._adapters[request.lora_int_id] = Adapter(
+            request.lora_name, request.lora_path, self._base.pages, dummy=True
+        )
         return True
 
     def get_dummy_lora_warmup_rank(self, default_rank: int) -> int:

@@ -4,9 +4,11 @@ A module runs vLLM's own code on the weights of one page at a time. With one pag
 are installed in the module itself, so that it is stock vLLM to the last instruction.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -15,6 +17,7 @@ from vllm.model_executor.layers.linear import register_weight_loader_v2_supporte
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
+from layerloom.composer.arena import NoRoom, megabytes
 from layerloom.kernels import Route, by_page, paged_rows
 
 from .paged import NORMS, Norm, PagedLinearMethod, Slot, page_norm
@@ -34,10 +37,18 @@ class Handle:
 
 
 class Page:
-    """The handles of one part's modules, in the part's order."""
+    """The handles of one part's modules, in the part's order; `bytes` are counted against the bank's memory."""
 
-    def __init__(self, handles: list[Handle]) -> None:
+    def __init__(self, handles: list[Handle], bytes: int = 0) -> None:
         self.handles = handles
+        self.bytes = bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HostRoom:
+    """Memory in which a page is put together before its matrices are packed."""
+
+    flat: torch.Tensor
 
 
 @dataclass(slots=True)
@@ -131,12 +142,17 @@ class PackedLinearMethod(PagedLinearMethod):
 class PackedPages(Parts):
     """The bank's engine (layerloom.composer.bank.Engine) on a CPU: pages are made in host memory and packed."""
 
+    bounded = False
+    generation = 0
+
     def __init__(self, model: nn.Module, depth: int) -> None:
         super().__init__(model, depth)
         self._selections = [Selection() for _ in self.parts]
         self._head = Selection()
         self._slots: list[list[PackedSlot]] = [[] for _ in self.parts]
         self._base = [Page([]) for _ in self.parts]
+        self._made: WeakSet[Page] = WeakSet()
+        self._memory = math.inf
         for index, part in enumerate(self.parts):
             for name, module in part.modules.items():
                 self._add(index, name, module)
@@ -162,21 +178,46 @@ class PackedPages(Parts):
             module.layerloom_slot = slot
         self._slots[part].append(slot)
 
-    def seal(self, part: int, flat: torch.Tensor) -> Page:
+    def room(self, part: int, dtype: torch.dtype) -> HostRoom:
+        return HostRoom(torch.empty(self.size(part), dtype=dtype))
+
+    def bytes(self, part: int) -> int:
+        return sum(span.shape.numel() * span.parameter.dtype.itemsize for span in self.parts[part].spans)
+
+    def keeps_base(self, dtype: torch.dtype) -> bool:
+        """No: the base is packed too, and its files are read again where a blend needs it."""
+        return False
+
+    def base(self, part: int) -> torch.Tensor:
+        raise NotImplementedError
+
+    def reserve(self, memory: int | None) -> None:
+        self._memory = math.inf if memory is None else memory
+
+    @property
+    def free(self) -> float:
+        return self._memory - sum(page.bytes for page in self._made)
+
+    def seal(self, part: int, room: HostRoom) -> Page:
+        if self.bytes(part) > self.free:
+            raise NoRoom(f"{megabytes(self.bytes(part))} more are needed, and {megabytes(self.free)} are free")
         views = {
-            id(s.parameter): flat[s.start : s.end].view(s.shape).to(s.parameter.dtype) for s in self.parts[part].spans
+            id(s.parameter): room.flat[s.start : s.end].view(s.shape).to(s.parameter.dtype)
+            for s in self.parts[part].spans
         }
 
         def sealed(module: nn.Module) -> Handle:
             bias = module._parameters.get("bias")
             return seal(module, views[id(module.weight)], None if bias is None else views[id(bias)])
 
-        return Page([sealed(slot.module) for slot in self._slots[part]])
+        page = Page([sealed(slot.module) for slot in self._slots[part]], self.bytes(part))
+        self._made.add(page)
+        return page
 
     def base_page(self, part: int) -> Page:
         return self._base[part]
 
-    def route(self, compositions: Sequence[tuple[Page, ...]], position: np.ndarray) -> None:
+    def route(self, compositions: Sequence[tuple[Page, ...]], position: np.ndarray, replayed: bool = False) -> None:
         """Uses composition position[t] for token t of the coming steps."""
         routes: dict[tuple[int, ...], Route] = {}
         for part, selection in enumerate(self._selections):
@@ -187,7 +228,9 @@ class PackedPages(Parts):
                         install(slot.module, handle)
             selection.pages, selection.route = pages, route
 
-    def route_head(self, compositions: Sequence[tuple[Page, ...]], position: np.ndarray) -> None:
+    def route_head(
+        self, compositions: Sequence[tuple[Page, ...]], position: np.ndarray, replayed: bool = False
+    ) -> None:
         """The same for the output head, whose rows are the sampled tokens."""
         self._head.pages, self._head.route = routed([pages[-1] for pages in compositions], position, {})
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 import vllm
 from packaging.version import Version
+from vllm.config import get_current_vllm_config
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.quantization import register_quantization_config
@@ -15,7 +16,7 @@ from layerloom.composer import ComposeError
 
 from . import ops  # noqa: F401  (registers the operators)
 from .packed import PackedLinearMethod
-from .paged import PagedEmbeddingMethod
+from .paged import PagedEmbeddingMethod, PagedLinearMethod
 
 OLDEST, NEWEST = Version("0.26"), Version("0.34")
 
@@ -43,7 +44,8 @@ class LayerloomConfig(QuantizationConfig):
 
     def get_quant_method(self, layer: torch.nn.Module, prefix: str) -> Any:
         if isinstance(layer, LinearBase):
-            return PackedLinearMethod()
+            packed = get_current_vllm_config().additional_config["layerloom"]["pages"] == "packed"
+            return PackedLinearMethod() if packed else PagedLinearMethod()
         if isinstance(layer, VocabParallelEmbedding):
             return PagedEmbeddingMethod()
         if isinstance(layer, AttentionLayerBase):

@@ -16,14 +16,23 @@ class Runtime:
 
     >>> Runtime("family.yaml").generate("math+swahili", ["Asha ana ndizi 5 . …"], max_tokens=8)
 
-    `options` are vLLM's own engine arguments. Raises ComposeError when the family or an option does not fit.
+    `bank_memory` (bytes for compositions) and `pages` are explained in engine.py; `options` are vLLM's own engine
+    arguments. Raises ComposeError when the family or an option does not fit.
     """
 
-    def __init__(self, family: str | Path, *, allow_recipes: bool = True, **options: Any) -> None:
+    def __init__(
+        self,
+        family: str | Path,
+        *,
+        allow_recipes: bool = True,
+        bank_memory: int | None = None,
+        pages: str | None = None,
+        **options: Any,
+    ) -> None:
         prepare_environment()
         self.family = Family.load(family)
         self.allow_recipes = allow_recipes
-        self.llm = LLM(**engine_options(self.family, allow_recipes, options))
+        self.llm = LLM(**engine_options(self.family, allow_recipes, options, bank_memory, pages))
 
     def generate(
         self,

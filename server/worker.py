@@ -7,18 +7,27 @@ import torch
 from torch import nn
 from vllm.config import CompilationMode, VllmConfig
 from vllm.v1.worker.cpu_worker import CPUWorker as VllmCPUWorker
+from vllm.v1.worker.gpu_worker import Worker as VllmGPUWorker
 
 from layerloom.composer import Family
 
-from .manager import CompositionManager
+from .arena import ArenaPages
+from .manager import CompositionManager, EnginePages
 from .packed import PackedPages
 
 
 def load_compositions(runner: Any, model: nn.Module, vllm_config: VllmConfig, device: torch.device) -> nn.Module:
     """Takes the place of the model runner's `load_lora_model`, on that one runner."""
-    family = Family.load(vllm_config.additional_config["layerloom"]["family"])
-    capacity = vllm_config.lora_config.max_cpu_loras
-    runner.lora_manager = CompositionManager(family, PackedPages(model, family.depth), capacity)
+    settings = vllm_config.additional_config["layerloom"]
+    family = Family.load(settings["family"])
+    lora = vllm_config.lora_config
+    if settings["pages"] == "packed":
+        pages: EnginePages = PackedPages(model, family.depth)
+    else:
+        # The base is one more than the adapters that vLLM counts.
+        rows = vllm_config.scheduler_config.max_num_batched_tokens
+        pages = ArenaPages(model, family.depth, lora.max_loras + 1, rows)
+    runner.lora_manager = CompositionManager(family, pages, lora.max_cpu_loras, lora.max_loras, settings["bank_memory"])
     return model
 
 
@@ -39,8 +48,40 @@ def prompt_logprobs(runner: Any, hidden_states: torch.Tensor, num_scheduled_toke
     return result
 
 
-class CPUWorker(VllmCPUWorker):
-    """Serves the compositions of `additional_config["layerloom"]["family"]` on a CPU."""
+def with_rows_of(manager: CompositionManager, compute: Any) -> Any:
+    """The same for vLLM's second model runner, which asks for the logits of some rows of the hidden states."""
+
+    def computed(logits_of: Any, hidden_states: torch.Tensor, *args: Any) -> Any:
+        def logits_of_rows(rows: torch.Tensor) -> Any:
+            first = (rows.storage_offset() - hidden_states.storage_offset()) // hidden_states.stride(0)
+            with manager.sampling_tokens(first, len(rows)):
+                return logits_of(rows)
+
+        return compute(logits_of_rows, hidden_states, *args)
+
+    return computed
+
+
+class Compositions:
+    """Mixed into a worker of vLLM's: serves the compositions of `additional_config["layerloom"]["family"]`."""
+
+    def init_device(self) -> None:
+        super().init_device()
+        runner = self.model_runner
+        runner.load_lora_model = MethodType(load_compositions, runner)
+        if hasattr(runner, "_get_prompt_logprobs_dict"):
+            runner._get_prompt_logprobs_dict = MethodType(prompt_logprobs, runner)
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        super().load_model(*args, **kwargs)
+        of_prompts = getattr(self.model_runner, "prompt_logprobs_worker", None)
+        for name in ("compute_prompt_logprobs", "compute_prompt_token_id_logprobs"):
+            if hasattr(of_prompts, name):
+                setattr(of_prompts, name, with_rows_of(self.model_runner.lora_manager, getattr(of_prompts, name)))
+
+
+class CPUWorker(Compositions, VllmCPUWorker):
+    """On a CPU."""
 
     def __init__(self, vllm_config: VllmConfig, *args: Any, **kwargs: Any) -> None:
         # vLLM turns torch.compile off for LoRA on a CPU, because LoRA kernels do not trace; ours are opaque ops.
@@ -48,7 +89,6 @@ class CPUWorker(VllmCPUWorker):
             vllm_config.compilation_config.mode = CompilationMode.DYNAMO_TRACE_ONCE
         super().__init__(vllm_config, *args, **kwargs)
 
-    def init_device(self) -> None:
-        super().init_device()
-        self.model_runner.load_lora_model = MethodType(load_compositions, self.model_runner)
-        self.model_runner._get_prompt_logprobs_dict = MethodType(prompt_logprobs, self.model_runner)
+
+class GPUWorker(Compositions, VllmGPUWorker):
+    """On a GPU, with either of vLLM's model runners."""

@@ -2,6 +2,7 @@
 
 import gc
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,8 +44,14 @@ class Concatenated:
     def spans(self, part, kind):
         return [place for name, place in self.layout(part)[0].items() if kind_of(name) == kind]
 
-    def seal(self, part, flat):
-        return Page({name: flat[start:end].clone() for name, (start, end) in self.layout(part)[0].items()})
+    def room(self, part, dtype):
+        return SimpleNamespace(flat=torch.empty(self.size(part), dtype=dtype))
+
+    def keeps_base(self, dtype):
+        return False
+
+    def seal(self, part, room):
+        return Page({name: room.flat[start:end].clone() for name, (start, end) in self.layout(part)[0].items()})
 
     def base_page(self, part):
         return self.bases[part]
