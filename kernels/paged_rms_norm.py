@@ -1,10 +1,20 @@
 """paged_rms_norm: RMSNorm whose weight depends on the token."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
+import triton
+import triton.language as tl
 
+from .dispatch import use_triton
+from .floats import rounded, widen
 from .route import Route
+from .settings import Settings, Variant
+from .tiles import Rows
+
+NUMBERS = 1024
+"""Numbers that a program normalises at least, where the tokens have heads enough."""
+WIDEST = 1 << 15
 
 
 def rms_norm(
@@ -26,29 +36,177 @@ def rms_norm(
 def paged_rms_norm(
     x: torch.Tensor,
     weight: torch.Tensor | Sequence[torch.Tensor],
-    route: Route,
+    route: Route | Rows,
     eps: float,
     residual: torch.Tensor | None = None,
     unit_offset: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`rms_norm` with weight[page(t)] for token t.
 
-    x and residual [tokens, ..., H], weight [pages, H] (or a sequence of [H]). With `unit_offset` the factor
-    is 1 + weight in fp32, as in Gemma. Returns what `rms_norm` does.
+    x and residual [tokens, ..., H], weight [pages, H] (or, with a Route, a sequence of [H]). With `unit_offset` the
+    factor is 1 + weight in fp32, as in Gemma. Returns what `rms_norm` does. With Rows the weight is a view of an arena,
+    with any stride between pages; padding, and tokens whose page is negative, become zeros in both results. Raises
+    ValueError for arguments that do not fit.
     """
-    rows = paged_rows(weight, route, x)
-    return rms_norm(x, rows.float() + 1.0 if unit_offset else rows, eps, residual)
+    if isinstance(route, Route):
+        rows = paged_rows(weight, route, x)
+        return rms_norm(x, rows.float() + 1.0 if unit_offset else rows, eps, residual)
+    if not isinstance(weight, torch.Tensor) or weight.shape[1:] != x.shape[-1:] or x.dim() < 2:
+        raise ValueError(f"paged_rms_norm: x is {tuple(x.shape)}, and with Rows the weight is [pages, {x.shape[-1]}]")
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"paged_rms_norm: x is {tuple(x.shape)}, residual {tuple(residual.shape)}")
+    implementation = paged_rms_norm_triton if use_triton(x) and x.shape[-1] <= WIDEST else paged_rms_norm_torch
+    return implementation(x, weight, route, eps, residual, unit_offset)
 
 
-def paged_rows(weight: torch.Tensor | Sequence[torch.Tensor], route: Route, x: torch.Tensor) -> torch.Tensor:
+def paged_rows(weight: torch.Tensor | Sequence[torch.Tensor], route: Route | Rows, x: torch.Tensor) -> torch.Tensor:
     """The weight of each token's page, [tokens, 1, ..., H], to broadcast against x [tokens, ..., H].
 
-    `weight` is [pages, H] or a sequence of [H]. Rows past the last routed token take the last group's page.
+    `weight` is [pages, H] or, with a Route, a sequence of [H]. With a Route, rows past the last routed token take the
+    last group's page; with Rows, tokens without a page have zeros.
     """
+    shape = (x.shape[0], *(1,) * (x.dim() - 2), -1)
+    if isinstance(route, Rows):
+        assert isinstance(weight, torch.Tensor)
+        page = page_of(route)[: x.shape[0]]
+        return weight[page.clamp(min=0)].where((page >= 0).unsqueeze(-1), 0).view(shape)
     sizes = [b - a for a, b in zip((0, *route.ends), (*route.ends[:-1], x.shape[0]), strict=False)]
     stacked = torch.stack([weight[page] for page in route.pages])
     rows = stacked.repeat_interleave(torch.tensor(sizes, device=stacked.device), 0, output_size=x.shape[0])
     if route.inverse is not None:
         padding = torch.arange(route.inverse.numel(), x.shape[0], device=rows.device)
         rows = rows.index_select(0, torch.cat((route.inverse, padding)))
-    return rows.view(x.shape[0], *(1,) * (x.dim() - 2), -1)
+    return rows.view(shape)
+
+
+def paged_rms_norm_torch(
+    x: torch.Tensor, weight: torch.Tensor, rows: Rows, eps: float, residual: torch.Tensor | None, unit_offset: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    factor = paged_rows(weight, rows, x)
+    y, z = rms_norm(x, factor.float() + 1.0 if unit_offset else factor, eps, residual)
+    routed = (page_of(rows)[: x.shape[0]] >= 0).view(-1, *(1,) * (x.dim() - 1))
+    return y.where(routed, 0), None if z is None else z.where(routed, 0)
+
+
+def paged_rms_norm_triton(
+    x: torch.Tensor, weight: torch.Tensor, rows: Rows, eps: float, residual: torch.Tensor | None, unit_offset: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    tokens, width = x.shape[0], x.shape[-1]
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    z = None if residual is None else torch.empty_like(y)
+    if y.numel() == 0:
+        return y, z
+    flat, other = (t if t is None else t.view(tokens, -1, width) for t in (_with_heads(x), _with_heads(residual)))
+    assert flat is not None
+    heads = flat.shape[1]
+    block = triton.next_power_of_2(width)
+    together = min(max(1, NUMBERS // block), triton.next_power_of_2(heads))
+    _paged_rms_norm[(tokens, triton.cdiv(heads, together))](
+        flat,
+        flat if other is None else other,
+        weight,
+        y,
+        y if z is None else z,
+        rows.slots,
+        rows.pages,
+        heads,
+        width,
+        flat.stride(0),
+        flat.stride(1),
+        0 if other is None else other.stride(0),
+        0 if other is None else other.stride(1),
+        weight.stride(0),
+        eps,
+        RESIDUAL=residual is not None,
+        UNIT_OFFSET=unit_offset,
+        HEADS=together,
+        BLOCK=block,
+        num_warps=_warps(together * block),
+        enable_fp_fusion=False,
+    )
+    return y, z
+
+
+def page_of(rows: Rows) -> torch.Tensor:
+    """The page of each token, int64; negative for none."""
+    page = rows.pages[rows.slots.clamp(min=0).long()]
+    return page.where(rows.slots >= 0, -1).long()
+
+
+def _with_heads(x: torch.Tensor | None) -> torch.Tensor | None:
+    """[tokens, heads, H] with contiguous H, without a copy where there is one stride over all heads."""
+    if x is None:
+        return None
+    x = x.reshape(x.shape[0], -1, x.shape[-1])
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _warps(numbers: int) -> int:
+    """Sixteen numbers a thread, or what a program can have."""
+    return min(16, max(1, numbers // 512))
+
+
+@triton.jit
+def _paged_rms_norm(
+    x_ptr,
+    residual_ptr,
+    w_ptr,
+    y_ptr,
+    z_ptr,
+    slots_ptr,
+    pages_ptr,
+    heads,
+    width,
+    x_token,
+    x_head,
+    residual_token,
+    residual_head,
+    w_page,
+    eps,
+    RESIDUAL: tl.constexpr,
+    UNIT_OFFSET: tl.constexpr,
+    HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS))[:, None]
+    column = tl.arange(0, BLOCK)
+    inside = column < width
+    slot = tl.load(slots_ptr + token)
+    page = tl.load(pages_ptr + slot, mask=slot >= 0, other=-1)
+    stored = (head < heads) & inside[None, :]
+    # A token without a page is zeros, through and through.
+    mask = stored & (page >= 0)
+    z = widen(tl.load(x_ptr + token * x_token + head * x_head + column[None, :], mask=mask, other=0.0))
+    at = (token * heads + head) * width + column[None, :]
+    if RESIDUAL:
+        other = residual_ptr + token * residual_token + head * residual_head + column[None, :]
+        z += widen(tl.load(other, mask=mask, other=0.0))
+        tl.store(z_ptr + at, rounded(z, z_ptr.dtype.element_ty), mask=stored)
+    y = z * tl.rsqrt(tl.sum(z * z, axis=1) / width + eps)[:, None]
+    w = tl.load(w_ptr + page.to(tl.int64) * w_page + column, mask=inside & (page >= 0), other=0.0)
+    if UNIT_OFFSET:
+        y = y * (widen(w) + 1.0)[None, :]
+    else:
+        y = widen(rounded(y, w_ptr.dtype.element_ty)) * widen(w)[None, :]
+        y = widen(rounded(y, w_ptr.dtype.element_ty))
+    tl.store(y_ptr + at, rounded(y, y_ptr.dtype.element_ty), mask=stored)
+
+
+def variants(arch: str) -> Iterator[Variant]:
+    pointers = ("x_ptr", "residual_ptr", "w_ptr", "y_ptr", "z_ptr")
+    sizes = ("width", "x_token", "x_head", "residual_token", "residual_head", "w_page")
+    for dtype in ("bf16", "fp16", "fp32"):
+        for name, residual, unit, heads, block in (
+            ("", False, False, 1, 4096),
+            ("residual", True, False, 1, 4096),
+            ("residual, 1 + w", True, True, 1, 8192),
+            ("of heads", False, False, 8, 128),
+            ("of heads, 1 + w", False, True, 4, 256),
+        ):
+            types = dict.fromkeys(pointers, f"*{dtype}") | {"slots_ptr": "*i32", "pages_ptr": "*i32", "eps": "fp32"}
+            types |= dict.fromkeys(("heads", *sizes), "i32")
+            constants = {"RESIDUAL": residual, "UNIT_OFFSET": unit, "HEADS": heads, "BLOCK": block}
+            chosen = Settings(heads, block, 0, _warps(heads * block), 3)
+            aligned = (*pointers, *sizes, "slots_ptr", "pages_ptr")
+            yield Variant(f"paged_rms_norm {dtype} {name}".strip(), _paged_rms_norm, types, constants, aligned, chosen)
