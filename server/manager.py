@@ -69,14 +69,19 @@ class CompositionManager:
     step loop calls (`set_active_adapters`) only looks up pages that are already in memory.
     """
 
-    def __init__(self, family: Family, pages: EnginePages, capacity: int, mixed: int, memory: int | None) -> None:
+    def __init__(
+        self, family: Family, pages: EnginePages, capacity: int, mixed: int, memory: int | None, recipes: bool
+    ) -> None:
         self.family = family
         self.pages = pages
         self.bank = Bank(family, pages)
         self.capacity = capacity
         self.mixed = mixed
         self._known = {plan.digest: plan for plan in map(family.plan, family.names())}
-        self.memory = self._needed(self._known) if memory is None and pages.bounded else memory
+        if memory is None and pages.bounded:
+            # A composition that only a client's recipe names can be a whole model of its own.
+            memory = self._needed(self._known) + recipes * sum(map(pages.bytes, range(family.depth + 1)))
+        self.memory = memory
         self._check(self._known)
         pages.reserve(self.memory)
         base = tuple(pages.base_page(part) for part in range(family.depth + 1))

@@ -55,4 +55,7 @@ class Runtime:
             raise ValueError(f"{len(models)} models for {len(prompts)} prompts")
         plans = [self.family.plan(self.family.parse(name, self.allow_recipes)) for name in models]
         requests = [None if plan.is_base else lora_request(plan) for plan in plans]
+        # Ready before a step needs them: what cannot be made is an error here, and would end the engine there.
+        for request in {request.lora_int_id: request for request in requests if request is not None}.values():
+            self.llm.llm_engine.add_lora(request)
         return self.llm.generate(prompts, params, lora_request=requests, use_tqdm=False)

@@ -27,7 +27,9 @@ def load_compositions(runner: Any, model: nn.Module, vllm_config: VllmConfig, de
         # The base is one more than the adapters that vLLM counts.
         rows = vllm_config.scheduler_config.max_num_batched_tokens
         pages = ArenaPages(model, family.depth, lora.max_loras + 1, rows)
-    runner.lora_manager = CompositionManager(family, pages, lora.max_cpu_loras, lora.max_loras, settings["bank_memory"])
+    runner.lora_manager = CompositionManager(
+        family, pages, lora.max_cpu_loras, lora.max_loras, settings["bank_memory"], settings["allow_recipes"]
+    )
     return model
 
 
