@@ -7,8 +7,7 @@ Without numba, and for what the kernel does not read, `compose_torch` does the s
 """
 
 import platform
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
 import numba
@@ -22,6 +21,7 @@ from numba.extending import intrinsic, models, register_model
 from .compose import CHUNK, chunks, compose_torch, size
 from .delta import BITS, Delta, Dense, Factors, Packed, Signs, Xor
 from .planar import word_count
+from .threads import shared
 
 LANES = 32
 BLOCK = 1024
@@ -521,9 +521,9 @@ def run(out: torch.Tensor, base: torch.Tensor, terms: list[tuple[float, Delta]])
         blend_rows(out_at, base_at, here, weights, 0, 1, count, count - count % LANES, width, like, *space)
 
     if shape is None:
-        in_parts(flat, -(-k // BLOCK), k)
+        shared(flat, -(-k // BLOCK), k // CHUNK)
     elif not factors:
-        in_parts(matrix, rows, rows * k)
+        shared(matrix, rows, rows * k // CHUNK)
     else:
         for part, _ in chunks([delta for _, delta in terms]):
             # Products of as many rows at a time as in the torch twin, so that they are the same numbers.
@@ -536,18 +536,6 @@ def run(out: torch.Tensor, base: torch.Tensor, terms: list[tuple[float, Delta]])
 def scratch(terms: int, rest: int) -> tuple[Any, Any]:
     """Room for `blend_rows`."""
     return np.empty((terms + 1, BLOCK), np.float32), np.zeros((terms + 3, -(-rest // LANES) * LANES), np.float32)
-
-
-def in_parts(do: Callable[[slice], None], count: int, numbers: int) -> None:
-    """`do` of slices of `count`, one for each of torch's threads where there is work for them."""
-    threads = max(1, min(torch.get_num_threads(), count, numbers // CHUNK))
-    if threads == 1:
-        do(slice(0, count))
-        return
-    edges = [count * n // threads for n in range(threads + 1)]
-    # A pool for the call takes some 50 µs a thread, and leaves none behind for a fork to lose.
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(do, map(slice, edges, edges[1:])))
 
 
 def tile(delta: Delta) -> int:
