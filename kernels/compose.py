@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from .delta import Delta, Dense, Xor
+from .dispatch import use_numba
 
 # Large enough to amortise a torch call, small enough for the fp32 temporaries to stay in the L2 cache.
 CHUNK = 1 << 17
@@ -47,7 +48,10 @@ def compose(
         shapes = {delta.shape for delta in deltas if not isinstance(delta, Dense | Xor)}
         if len(shapes) > 1:
             raise ValueError(f"compose: deltas of the shapes {sorted(shapes)} cover the same numbers")
-    compose_torch(out.view(-1), None if base is None else base.reshape(-1), terms, rest)
+    run = compose_torch
+    if use_numba(out):
+        from .compose_cpu import compose_compiled as run
+    run(out.view(-1), None if base is None else base.reshape(-1), terms, rest)
     return out
 
 

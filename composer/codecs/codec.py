@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 
@@ -17,6 +18,8 @@ DTYPES: Mapping[str, torch.dtype] = {"BF16": torch.bfloat16, "F16": torch.float1
 
 # Elements worked on at a time: fp32 temporaries of this size are small beside the tensors themselves.
 CHUNK = 1 << 20
+# Bytes; a cache line, and the widest vector there is.
+ALIGNED = 64
 
 
 class Codec(BaseModel, ABC):
@@ -66,6 +69,14 @@ class Codec(BaseModel, ABC):
             if part.is_floating_point() and not bool(part.isfinite().all()):
                 raise ComposeError(f"{self.codec}: {name} has numbers that are not finite")
         return self._decode(parts, base)
+
+
+def fresh(base: torch.Tensor) -> torch.Tensor:
+    """A new contiguous tensor like the base, whose content is anything."""
+    # numpy asks for huge pages, torch does not: first writes to 4 KiB pages take longer than most codecs.
+    room = np.empty(base.nbytes + ALIGNED, np.uint8)
+    first = -room.ctypes.data % ALIGNED
+    return torch.from_numpy(room[first : first + base.nbytes]).view(base.dtype).view(base.shape)
 
 
 def rows_of(tensor: torch.Tensor) -> torch.Tensor:

@@ -10,8 +10,10 @@ import zstandard
 from pydantic import Field, field_validator
 
 from layerloom.composer.errors import ComposeError
+from layerloom.kernels.byte_planes import xor_planes
+from layerloom.kernels.threads import shared
 
-from .codec import Codec, Parts
+from .codec import Codec, Parts, fresh
 
 BITS = {2: torch.int16, 4: torch.int32}
 # A block's planes stay in the L2 cache while they are put together again.
@@ -64,22 +66,22 @@ class Exact(Codec):
         return codec, {"bytes": stored}
 
     def _decode(self, parts: Parts, base: torch.Tensor) -> torch.Tensor:
-        out = torch.empty_like(base, memory_format=torch.contiguous_format)
-        bits = BITS[base.element_size()]
-        ours, theirs = out.view(-1).view(bits), base.reshape(-1).view(bits)
+        out = fresh(base)
+        ours, theirs = out.view(-1), base.reshape(-1)
         blocks = -(-base.numel() // BLOCK)
         if len(self.ends) != blocks:
             raise ComposeError(f"exact: has {len(self.ends)} blocks, and {blocks} are needed")
         stored = parts["bytes"].numpy()
-        decompressor = zstandard.ZstdDecompressor()
-        for number, (start, end) in enumerate(pairwise((0, *self.ends))):
-            span = slice(number * BLOCK, (number + 1) * BLOCK)
-            wanted = ours[span].nbytes
-            planes = _frame(decompressor, stored[start:end], wanted, number)
-            xor = np.empty((wanted // base.element_size(), base.element_size()), np.uint8)
-            for plane, values in enumerate(np.frombuffer(planes, np.uint8).reshape(base.element_size(), -1)):
-                xor[:, plane] = values
-            torch.bitwise_xor(torch.from_numpy(xor).view(-1).view(bits), theirs[span], out=ours[span])
+        frames = list(enumerate(pairwise((0, *self.ends))))
+
+        def some(share: slice) -> None:
+            decompressor = zstandard.ZstdDecompressor()
+            for number, (start, end) in frames[share]:
+                span = slice(number * BLOCK, (number + 1) * BLOCK)
+                planes = _frame(decompressor, stored[start:end], ours[span].nbytes, number)
+                xor_planes(ours[span], theirs[span], planes)
+
+        shared(some, blocks)
         return out
 
 

@@ -6,9 +6,11 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from layerloom.kernels.planar import pack, unpack, word_count
+from layerloom.kernels import compose
+from layerloom.kernels.delta import Packed
+from layerloom.kernels.planar import pack, word_count
 
-from .codec import Codec, Parts, finite_delta, row_chunks, row_count, rows_of
+from .codec import Codec, Parts, finite_delta, fresh, row_chunks, row_count, rows_of
 
 
 class Integer(Codec):
@@ -50,19 +52,9 @@ class Integer(Codec):
         codes = (grouped / divisor).round().clamp(-most, most).to(torch.int32) + (most + 1)
         return pack(codes.view(rows, -1)[:, :k], self.bits), scales
 
-    def dequantize(self, words: torch.Tensor, scales: torch.Tensor, k: int) -> torch.Tensor:
-        """words [rows, words] int32, scales [rows, groups] bf16 → Δ̂ [rows, K] fp32."""
-        q = unpack(words, k, self.bits) - (1 << (self.bits - 1))
-        return q * scales.float().repeat_interleave(self.group, dim=1)[:, :k]
-
     def _decode(self, parts: Parts, base: torch.Tensor) -> torch.Tensor:
-        rows = rows_of(base)
-        out = torch.empty_like(rows)
-        for chunk in row_chunks(*rows.shape):
-            out[chunk] = rows[chunk].float() + self.dequantize(
-                parts["words"][chunk], parts["scales"][chunk], rows.shape[1]
-            )
-        return out.view(base.shape)
+        k = row_count(base.shape)[1]
+        return compose(fresh(base), base, [[Packed(parts["words"], parts["scales"], k, self.bits, self.group)]], [1.0])
 
 
 class Int8(Integer):

@@ -7,8 +7,10 @@ import torch
 from pydantic import Field
 
 from layerloom.composer.errors import ComposeError
+from layerloom.kernels import compose
+from layerloom.kernels.delta import Factors
 
-from .codec import Codec, Parts, finite_delta, row_chunks
+from .codec import Codec, Parts, finite_delta, fresh
 
 # Up to this size of the smaller dimension a full decomposition is fast enough.
 SMALL = 512
@@ -59,8 +61,4 @@ def decompose(delta: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tenso
 
 def plus_product(base: torch.Tensor, b: torch.Tensor, a: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
     """round(base + scale·(b @ a)): base [N, K], b [N, r], a [r, K]; the product and the sum are fp32."""
-    out = torch.empty_like(base)
-    right = a.float()
-    for chunk in row_chunks(*base.shape):
-        out[chunk] = base[chunk].float() + (b[chunk].float() @ right) * scale
-    return out
+    return compose(fresh(base), base, [[Factors(a.float(), b, scale)]], [1.0])

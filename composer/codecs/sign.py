@@ -5,9 +5,11 @@ from typing import Literal
 
 import torch
 
-from layerloom.kernels.planar import pack, unpack, word_count
+from layerloom.kernels import compose
+from layerloom.kernels.delta import Signs
+from layerloom.kernels.planar import pack, word_count
 
-from .codec import Codec, Parts, finite_delta, row_chunks, row_count, rows_of
+from .codec import Codec, Parts, finite_delta, fresh, row_chunks, row_count, rows_of
 
 
 class Sign(Codec):
@@ -36,9 +38,5 @@ class Sign(Codec):
         return self, parts
 
     def _decode(self, parts: Parts, base: torch.Tensor) -> torch.Tensor:
-        rows = rows_of(base)
-        out = torch.empty_like(rows)
-        for chunk in row_chunks(*rows.shape):
-            signs = 1 - 2 * unpack(parts["words"][chunk], rows.shape[1], 1)
-            out[chunk] = rows[chunk].float() + signs * parts["scales"][chunk].unsqueeze(-1)
-        return out.view(base.shape)
+        delta = Signs(parts["words"], parts["scales"], row_count(base.shape)[1])
+        return compose(fresh(base), base, [[delta]], [1.0])

@@ -1,0 +1,586 @@
+"""compose on a CPU: one compiled pass over a page, through numba.
+
+Vectors of 32 numbers are written out in LLVM's IR (`Lanes`), which makes of them what the processor has, so that nothing
+hangs on what a compiler finds in a loop: numba computes with integers of 64 bits, which costs a factor of two to four.
+A block of a row goes term by term through a sum that stays in the L1 cache, and every input is read from memory once.
+Without numba, and for what the kernel does not read, `compose_torch` does the same to the last bit.
+"""
+
+import platform
+from collections.abc import Sequence
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, models, register_model
+
+from .compose import CHUNK, chunks, compose_torch, size
+from .delta import BITS, Delta, Dense, Factors, Packed, Signs, Xor
+from .planar import word_count
+from .threads import shared
+
+LANES = 32
+BLOCK = 1024
+"""Numbers in a block: a multiple of every tile (planar.py)."""
+
+DENSE, XOR, INT4, INT8, SIGNS, ADDED = range(6)
+"""What a term is: ADDED is E = round(B + Δ) with Δ in fp32."""
+KIND, DATA, DATA_STRIDE, SCALES, SCALES_STRIDE, GROUP, COLUMNS = range(7)
+"""The columns of a table of terms: addresses and strides in bytes; GROUP is log2 of the columns of a scale."""
+I16, I32, I64, HALF, FLOAT = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.HalfType(), ir.FloatType()
+
+
+class Lanes(types.Type):  # type: ignore[misc]
+    """LANES numbers in registers."""
+
+    def __init__(self, name: str, vector: ir.VectorType) -> None:
+        self.vector = vector
+        super().__init__(name)
+
+
+def vector(element: ir.Type) -> ir.VectorType:
+    return ir.VectorType(element, LANES)
+
+
+ints, floats = Lanes("ints", vector(I32)), Lanes("floats", vector(FLOAT))
+
+
+@register_model(Lanes)
+class LanesModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, kind: Lanes) -> None:
+        super().__init__(manager, kind, kind.vector)
+
+
+def each(number: int) -> ir.Constant:
+    return ir.Constant(vector(I32), [number] * LANES)
+
+
+def spread(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    nothing = ir.Constant(vector(value.type), ir.Undefined)
+    one = builder.insert_element(nothing, value, I32(0))
+    return builder.shuffle_vector(one, nothing, each(0))
+
+
+# A page's numbers travel as bit patterns; `like` is a scalar whose type says what they are.
+BF16, FP16, FP32 = types.uint16, types.int16, types.uint32
+LIKE = {torch.bfloat16: np.uint16(0), torch.float16: np.int16(0), torch.float32: np.uint32(0)}
+# Where the processor has no conversion from and to fp16, LLVM calls functions that are not there.
+HAS_HALF = platform.machine() in ("arm64", "aarch64") or bool(binding.get_host_cpu_features().get("f16c"))
+
+
+@intrinsic
+def load(_, address, like):
+    """LANES patterns from an address."""
+
+    def generate(context, builder, signature, args):
+        element = context.get_value_type(like)
+        pointer = builder.inttoptr(args[0], vector(element).as_pointer())
+        loaded = builder.load(pointer, align=like.bitwidth // 8)
+        return loaded if element == I32 else builder.zext(loaded, vector(I32))
+
+    return ints(types.int64, like), generate
+
+
+@intrinsic
+def store(_, address, pattern, like):
+    def generate(context, builder, signature, args):
+        element = context.get_value_type(like)
+        cut = args[1] if element == I32 else builder.trunc(args[1], vector(element))
+        builder.store(cut, builder.inttoptr(args[0], cut.type.as_pointer()), align=like.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, ints, like), generate
+
+
+@intrinsic
+def widen(_, pattern, like):
+    """Patterns as fp32."""
+
+    def generate(context, builder, signature, args):
+        if like == BF16:
+            return builder.bitcast(builder.shl(args[0], each(16)), vector(FLOAT))
+        if like == FP16:
+            half = builder.bitcast(builder.trunc(args[0], vector(I16)), vector(HALF))
+            return builder.fpext(half, vector(FLOAT))
+        return builder.bitcast(args[0], vector(FLOAT))
+
+    return floats(ints, like), generate
+
+
+@intrinsic
+def rounded(_, number, like):
+    """fp32 as patterns, rounded to nearest even; a NaN stays one."""
+
+    def generate(context, builder, signature, args):
+        bits = builder.bitcast(args[0], vector(I32))
+        if like == BF16:
+            high = builder.lshr(bits, each(16))
+            half = builder.add(builder.and_(high, each(1)), each(0x7FFF))
+            near = builder.lshr(builder.add(bits, half), each(16))
+            nan = builder.fcmp_unordered("uno", args[0], args[0])
+            return builder.select(nan, builder.or_(high, each(0x40)), near)
+        if like == FP16:
+            half = builder.fptrunc(args[0], vector(HALF))
+            return builder.zext(builder.bitcast(half, vector(I16)), vector(I32))
+        return bits
+
+    return ints(floats, like), generate
+
+
+@intrinsic
+def load_floats(_, address):
+    def generate(context, builder, signature, args):
+        return builder.load(builder.inttoptr(args[0], vector(FLOAT).as_pointer()), align=4)
+
+    return floats(types.int64), generate
+
+
+@intrinsic
+def store_floats(_, address, numbers):
+    def generate(context, builder, signature, args):
+        builder.store(args[1], builder.inttoptr(args[0], args[1].type.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, floats), generate
+
+
+@intrinsic
+def splat(_, number):
+    return floats(types.float32), lambda context, builder, signature, args: spread(builder, args[0])
+
+
+@intrinsic
+def add(_, one, other):
+    return floats(floats, floats), lambda context, builder, signature, args: builder.fadd(*args)
+
+
+@intrinsic
+def mul(_, one, other):
+    return floats(floats, floats), lambda context, builder, signature, args: builder.fmul(*args)
+
+
+@intrinsic
+def xor(_, one, other):
+    return ints(ints, ints), lambda context, builder, signature, args: builder.xor(*args)
+
+
+@intrinsic
+def codes(_, words, field, bits):
+    """q of one field of 32 words, as fp32: the code less 2^(bits-1)."""
+
+    def generate(context, builder, signature, args):
+        field, bits = (builder.trunc(arg, I32) for arg in args[1:])
+        zero = builder.shl(I32(1), builder.sub(bits, I32(1)))
+        mask = builder.sub(builder.shl(zero, I32(1)), I32(1))
+        shift = spread(builder, builder.mul(field, bits))
+        code = builder.and_(builder.lshr(args[0], shift), spread(builder, mask))
+        return builder.sitofp(builder.sub(code, spread(builder, zero)), vector(FLOAT))
+
+    return floats(ints, types.int64, types.int64), generate
+
+
+@intrinsic
+def signs(_, words, field, scale):
+    """±scale by one field of 32 words of signs: the bit becomes the sign."""
+
+    def generate(context, builder, signature, args):
+        up = spread(builder, builder.sub(I32(31), builder.trunc(args[1], I32)))
+        minus = builder.and_(builder.shl(args[0], up), each(1 << 31))
+        return builder.bitcast(builder.xor(minus, builder.bitcast(args[2], vector(I32))), vector(FLOAT))
+
+    return floats(ints, types.int64, floats), generate
+
+
+@intrinsic
+def peek(_, address, like):
+    """One number of the type of `like` from an address."""
+
+    def generate(context, builder, signature, args):
+        return builder.load(builder.inttoptr(args[0], context.get_value_type(like).as_pointer()))
+
+    return like(types.int64, like), generate
+
+
+@intrinsic
+def poke(_, address, value):
+    def generate(context, builder, signature, args):
+        builder.store(args[1], builder.inttoptr(args[0], args[1].type.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, value), generate
+
+
+@intrinsic
+def copy(_, to, source, count):
+    """`count` bytes that do not overlap."""
+
+    def generate(context, builder, signature, args):
+        to, source = (builder.inttoptr(arg, ir.IntType(8).as_pointer()) for arg in args[:2])
+        cgutils.raw_memcpy(builder, to, source, args[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), generate
+
+
+@intrinsic
+def joined(_, address, stride, width):
+    """LANES patterns whose bytes are `stride` apart: 2 where `width` is int16, 4 where it is uint32."""
+
+    def generate(context, builder, signature, args):
+        total = None
+        for plane in range(width.bitwidth // 8):
+            place = builder.add(args[0], builder.mul(args[1], I64(plane)))
+            part = builder.load(builder.inttoptr(place, vector(ir.IntType(8)).as_pointer()), align=1)
+            part = builder.shl(builder.zext(part, vector(I32)), each(8 * plane))
+            total = part if total is None else builder.or_(total, part)
+        return total
+
+    return ints(types.int64, types.int64, width), generate
+
+
+@intrinsic
+def bf16(_, pattern):
+    """One bf16 as fp32."""
+
+    def generate(context, builder, signature, args):
+        return builder.bitcast(builder.shl(builder.zext(args[0], I32), I32(16)), FLOAT)
+
+    return types.float32(types.uint16), generate
+
+
+def compiled(function: Any = None, kept: bool = False) -> Any:
+    """numba.njit. `kept` on disk, beside this file or in the user's cache; where there is neither, for this process."""
+    if function is None:
+        return lambda function: compiled(function, kept)
+    try:
+        return numba.njit(cache=kept, nogil=True, error_model="numpy")(function)
+    except RuntimeError:
+        return numba.njit(nogil=True, error_model="numpy")(function)
+
+
+@compiled
+def pair(out, one, other, weight, second, count, size, like):
+    """out = round(weight·one + second·other), for `count` numbers."""
+    weights, seconds = splat(weight), splat(second)
+    for at in range(0, count * size, LANES * size):
+        first = mul(widen(load(one + at, like), like), weights)
+        store(out + at, rounded(add(first, mul(widen(load(other + at, like), like), seconds)), like), like)
+
+
+@compiled
+def start(total, one, other, weight, second, count, size, like):
+    """total = weight·one + second·other in fp32."""
+    weights, seconds = splat(weight), splat(second)
+    for at in range(0, count, LANES):
+        first = mul(widen(load(one + at * size, like), like), weights)
+        store_floats(total + at * 4, add(first, mul(widen(load(other + at * size, like), like), seconds)))
+
+
+@compiled
+def more(total, one, weight, count, size, like):
+    """total = total + weight·one."""
+    weights = splat(weight)
+    for at in range(0, count, LANES):
+        term = mul(widen(load(one + at * size, like), like), weights)
+        store_floats(total + at * 4, add(load_floats(total + at * 4), term))
+
+
+@compiled
+def finish(out, total, one, weight, count, size, like):
+    """out = round(total + weight·one)."""
+    weights = splat(weight)
+    for at in range(0, count, LANES):
+        term = mul(widen(load(one + at * size, like), like), weights)
+        store(out + at * size, rounded(add(load_floats(total + at * 4), term), like), like)
+
+
+@compiled
+def join(out, base, pattern, count, size, like):
+    """out = base XOR pattern."""
+    for at in range(0, count * size, LANES * size):
+        store(out + at, xor(load(base + at, like), load(pattern + at, like)), like)
+
+
+@compiled
+def plus(out, base, delta, count, size, like):
+    """out = round(base + delta)."""
+    for at in range(0, count, LANES):
+        total = add(widen(load(base + at * size, like), like), load_floats(delta + at * 4))
+        store(out + at * size, rounded(total, like), like)
+
+
+@compiled
+def plus_signs(out, base, words, scale, fields, count, size, like):
+    """out = round(base ± scale), for whole tiles of `fields` = 32 times 32 numbers."""
+    scales = splat(scale)
+    for at in range(0, count, LANES * fields):
+        tile = load(words + at // 8, np.uint32(0))
+        for field in range(fields):
+            here = (at + field * LANES) * size
+            total = add(widen(load(base + here, like), like), signs(tile, field, scales))
+            store(out + here, rounded(total, like), like)
+
+
+@compiled
+def plus_codes(out, base, words, scales, group, column, bits, count, size, like):
+    """out = round(base + s·q), for whole tiles; `scales` are the row's, and `column` the first number's."""
+    fields = 32 // bits
+    for at in range(0, count, LANES * fields):
+        tile = load(words + at * bits // 8, np.uint32(0))
+        for field in range(fields):
+            first = at + field * LANES
+            scale = splat(bf16(peek(scales + ((column + first) >> group) * 2, np.uint16(0))))
+            delta = mul(codes(tile, field, bits), scale)
+            total = add(widen(load(base + first * size, like), like), delta)
+            store(out + first * size, rounded(total, like), like)
+
+
+@compiled
+def decode(out, base, term, row, column, count, size, like):
+    """out = E for `count` numbers of a row, from `column` on; `base` is the address of the first of them."""
+    kind, data = term[KIND], term[DATA] + row * term[DATA_STRIDE]
+    scales = term[SCALES] + row * term[SCALES_STRIDE]
+    if kind == XOR:
+        join(out, base, data + column * size, count, size, like)
+    elif kind == INT4:
+        plus_codes(out, base, data + column // 2, scales, term[GROUP], column, 4, count, size, like)
+    elif kind == INT8:
+        plus_codes(out, base, data + column, scales, term[GROUP], column, 8, count, size, like)
+    elif kind == SIGNS:
+        plus_signs(out, base, data + column // 8, peek(scales, np.float32(0)), 32, count, size, like)
+    else:
+        plus(out, base, data + column * 4, count, size, like)
+
+
+@compiled
+def blend_row(out, base, table, weights, row, k, whole, size, like, sums, source, room):
+    """`whole` columns of a row, which every term has in full tiles and scales of whole LANES."""
+    for column in range(0, whole, BLOCK):
+        count = min(BLOCK, whole - column)
+        at = (row * k + column) * size
+        if len(table) == 1:
+            decode(out + at, base + at, table[0], row, column, count, size, like)
+            continue
+        for number in range(len(table)):
+            term = table[number]
+            if term[KIND] == DENSE:
+                source[number] = term[DATA] + row * term[DATA_STRIDE] + column * size
+            else:
+                source[number] = room + number * BLOCK * 4
+                decode(source[number], base + at, term, row, column, count, size, like)
+        if len(table) == 2:
+            pair(out + at, source[0], source[1], weights[0], weights[1], count, size, like)
+            continue
+        start(sums, source[0], source[1], weights[0], weights[1], count, size, like)
+        for number in range(2, len(table) - 1):
+            more(sums, source[number], weights[number], count, size, like)
+        finish(out + at, sums, source[-1], weights[-1], count, size, like)
+
+
+@compiled
+def unpack_rest(into, words, k, whole, bits):
+    """The fields of columns `whole` to k of a row, one int32 each; `whole` is a multiple of the tile, or 0."""
+    fields, mask = 32 // bits, (1 << bits) - 1
+    full = k - k % (LANES * fields)
+    for tile in range(whole // fields, full // fields, LANES):
+        for field in range(fields):
+            first = tile * fields + field * LANES - whole
+            for word in range(LANES):
+                into[first + word] = (peek(words + (tile + word) * 4, np.uint32(0)) >> (field * bits)) & mask
+    width = -(-(k - full) // fields)
+    for field in range(fields):
+        first = full + field * width - whole
+        for word in range(min(width, k - whole - first)):
+            into[first + word] = (peek(words + (full // fields + word) * 4, np.uint32(0)) >> (field * bits)) & mask
+
+
+@compiled
+def spread_rest(into, codes, term, row, whole, k):
+    """Δ of columns `whole` to k of a row."""
+    kind, words = term[KIND], term[DATA] + row * term[DATA_STRIDE]
+    scales, group = term[SCALES] + row * term[SCALES_STRIDE], term[COLUMNS]
+    if kind == SIGNS:
+        unpack_rest(codes, words, k, whole, 1)
+        scale = peek(scales, np.float32(0))
+        for at in range(k - whole):
+            into[at] = np.float32(1 - 2 * codes[at]) * scale
+        return
+    bits = 4 if kind == INT4 else 8
+    unpack_rest(codes, words, k, whole, bits)
+    zero = 1 << (bits - 1)
+    first = whole
+    while first < k:
+        last = min(k, (first // group + 1) * group)
+        scale = bf16(peek(scales + first // group * 2, np.uint16(0)))
+        for at in range(first - whole, last - whole):
+            into[at] = np.float32(codes[at] - zero) * scale
+        first = last
+
+
+@compiled(kept=True)
+def blend_rows(out, base, table, weights, first, last, k, whole, size, like, room, spare):
+    """Rows `first` to `last`. What is left of a row after `whole` columns is unpacked and filled up to whole LANES.
+
+    Room to work in, fp32: `room` [terms + 1, BLOCK], `spare` [terms + 3, the rest in whole LANES]. The caller holds it,
+    because numba drops an array after its last use, and does not see the uses of an address.
+    """
+    room_at, sums_at = room.ctypes.data, room[-1].ctypes.data
+    source = np.empty(len(table), np.int64)
+    rest, wide = k - whole, spare.shape[1]
+    codes = spare[-1].view(np.int32)
+    plain = table.copy()
+    for number in range(len(table)):
+        plain[number, DATA], plain[number, DATA_STRIDE] = spare[2 + number].ctypes.data, 0
+        if table[number, KIND] in (INT4, INT8, SIGNS):
+            plain[number, KIND] = ADDED
+    out_at, base_at = spare[0].ctypes.data, spare[1].ctypes.data
+    for row in range(first, last):
+        blend_row(out, base, table, weights, row, k, whole, size, like, sums_at, source, room_at)
+        if not rest:
+            continue
+        place = (row * k + whole) * size
+        copy(base_at, base + place, rest * size)
+        for number in range(len(table)):
+            kind = table[number, KIND]
+            if kind in (INT4, INT8, SIGNS):
+                spread_rest(spare[2 + number], codes, table[number], row, whole, k)
+            else:
+                width = 4 if kind == ADDED else size
+                data = table[number, DATA] + row * table[number, DATA_STRIDE] + whole * width
+                copy(plain[number, DATA], data, rest * width)
+        blend_row(out_at, base_at, plain, weights, 0, wide, wide, size, like, sums_at, source, room_at)
+        copy(out + place, out_at, rest * size)
+
+
+@compiled(kept=True)
+def join_planes(out, base, planes, count, width, like):
+    """out = base XOR numbers whose lowest bytes come first in `planes`, then the next bytes, and so on."""
+    whole = count - count % LANES
+    for at in range(0, whole, LANES):
+        store(out + at * width, xor(load(base + at * width, like), joined(planes + at, count, like)), like)
+    for at in range(whole * width, count * width):
+        byte = peek(planes + at % width * count + at // width, np.uint8(0))
+        poke(out + at, np.uint8(peek(base + at, np.uint8(0)) ^ byte))
+
+
+def compose_compiled(
+    out: torch.Tensor, base: torch.Tensor | None, terms: Sequence[tuple[float, list[Delta]]], rest: float
+) -> None:
+    """As `compose_torch`, and the same bits (but for a NaN's payload)."""
+    if not terms:
+        compose_torch(out, base, terms, rest)
+    start = 0
+    for deltas in zip(*(page for _, page in terms), strict=True):
+        span = slice(start, start + size(deltas[0]))
+        weighted = [(w, delta) for (w, _), delta in zip(terms, deltas, strict=True)]
+        blend(out[span], None if base is None else base[span], weighted, rest)
+        start = span.stop
+
+
+def blend(out: torch.Tensor, base: torch.Tensor | None, terms: list[tuple[float, Delta]], rest: float) -> None:
+    """One run: each term is one delta."""
+    weight, delta = terms[0]
+    if not all(readable(delta, out) for _, delta in terms):
+        compose_torch(out, base, [(w, [delta]) for w, delta in terms], rest)
+    elif len(terms) == 1 and weight == 1.0 and isinstance(delta, Dense):
+        out.copy_(delta.values.reshape(-1))
+    elif len(terms) == 1 and weight == 1.0 and isinstance(delta, Xor) and base is not None:
+        bits = delta.pattern.dtype
+        torch.bitwise_xor(base.view(bits), delta.pattern.reshape(-1), out=out.view(bits))
+    else:
+        # Without a base no delta reads it: any address will do.
+        under = out if base is None else base
+        run(out, under, [(rest, Dense(under)), *terms] if rest != 0.0 else terms)
+
+
+def run(out: torch.Tensor, base: torch.Tensor, terms: list[tuple[float, Delta]]) -> None:
+    shape = next((delta.shape for _, delta in terms if not isinstance(delta, Dense | Xor)), None)
+    rows, k = shape or (1, out.numel())
+    width, like = out.element_size(), LIKE[out.dtype]
+    held: list[torch.Tensor] = []
+    table = np.array([entry(delta, k, width, held) for _, delta in terms], np.int64)
+    weights = np.array([w for w, _ in terms], np.float32)
+    factors = [(number, delta) for number, (_, delta) in enumerate(terms) if isinstance(delta, Factors)]
+    odd = any(isinstance(delta, Packed) and delta.group & (delta.group - 1) for _, delta in terms)
+    whole = 0 if odd else k - k % max(tile(delta) for _, delta in terms)
+
+    def matrix(part: slice) -> None:
+        place = out.data_ptr(), base.data_ptr(), table, weights, part.start, part.stop
+        blend_rows(*place, k, whole, width, like, *scratch(len(terms), k - whole))
+
+    def flat(part: slice) -> None:
+        first, last = part.start * BLOCK, min(k, part.stop * BLOCK)
+        here, count = table.copy(), last - first
+        here[:, DATA] += first * width
+        out_at, base_at = out.data_ptr() + first * width, base.data_ptr() + first * width
+        space = scratch(len(terms), count % LANES)
+        blend_rows(out_at, base_at, here, weights, 0, 1, count, count - count % LANES, width, like, *space)
+
+    if shape is None:
+        shared(flat, -(-k // BLOCK), k // CHUNK)
+    elif not factors:
+        shared(matrix, rows, rows * k // CHUNK)
+    else:
+        for part, _ in chunks([delta for _, delta in terms]):
+            # Products of as many rows at a time as in the torch twin, so that they are the same numbers.
+            deltas = [delta.delta(part).contiguous() for _, delta in factors]
+            for (number, _), delta in zip(factors, deltas, strict=True):
+                table[number, DATA] = delta.data_ptr() - part.start * k * 4
+            matrix(part)
+
+
+def scratch(terms: int, rest: int) -> tuple[Any, Any]:
+    """Room for `blend_rows`."""
+    return np.empty((terms + 1, BLOCK), np.float32), np.zeros((terms + 3, -(-rest // LANES) * LANES), np.float32)
+
+
+def tile(delta: Delta) -> int:
+    """Of how many columns a whole number must come first."""
+    if isinstance(delta, Signs):
+        return LANES * 32
+    return LANES * 32 // delta.bits if isinstance(delta, Packed) else LANES
+
+
+def readable(delta: Delta, out: torch.Tensor) -> bool:
+    """Whether the tensors are what delta.py says: the kernel goes by addresses."""
+    if out.dtype not in LIKE or (out.dtype == torch.float16 and not HAS_HALF):
+        return False
+    rows, k = delta.shape
+    if isinstance(delta, Dense):
+        wanted = {out.dtype: (delta.values, delta.values.shape)}
+    elif isinstance(delta, Xor):
+        wanted = {BITS[out.element_size()]: (delta.pattern, delta.pattern.shape)}
+    elif isinstance(delta, Packed):
+        groups = (rows, -(-k // delta.group))
+        wanted = {torch.int32: (delta.words, (rows, word_count(k, delta.bits))), torch.bfloat16: (delta.scales, groups)}
+    elif isinstance(delta, Signs):
+        wanted = {torch.int32: (delta.words, (rows, word_count(k, 1))), torch.float32: (delta.scales, (rows,))}
+    else:
+        return delta.a.device.type == "cpu"
+    return all(
+        tensor.dtype == dtype and tensor.shape == shape and tensor.device.type == "cpu"
+        for dtype, (tensor, shape) in wanted.items()
+    )
+
+
+def entry(delta: Delta, k: int, width: int, held: list[torch.Tensor]) -> list[int]:
+    """The delta's line of the table. What it points to is put in `held`."""
+
+    def at(tensor: torch.Tensor) -> int:
+        held.append(tensor.contiguous())
+        return held[-1].data_ptr()
+
+    if isinstance(delta, Packed):
+        kind, groups = (INT4 if delta.bits == 4 else INT8), delta.scales.shape[1]
+        words, scales = at(delta.words), at(delta.scales)
+        return [kind, words, delta.words.shape[1] * 4, scales, groups * 2, delta.group.bit_length() - 1, delta.group]
+    if isinstance(delta, Signs):
+        return [SIGNS, at(delta.words), delta.words.shape[1] * 4, at(delta.scales), 4, 0, k]
+    if isinstance(delta, Factors):
+        return [ADDED, 0, k * 4, 0, 0, 0, 0]
+    kind, numbers = (DENSE, delta.values) if isinstance(delta, Dense) else (XOR, delta.pattern)
+    return [kind, at(numbers), k * width, 0, 0, 0, 0]
