@@ -82,17 +82,20 @@ def main() -> None:
         print(
             f"| {size / 1e9:.2f} GB and {size / 1e9:.2f} GB | written | peak, MB | s | s of CPU | of `cp` next to it |"
         )
-        print("|---|" + "---:|" * 5)
+        print("|---|" + "---:|" * 6)
         for codec in options.codecs:
             pairs = [(*extracted(root, codec), copied(root)) for _ in range(options.rounds)]
-            wall, cpu, written = (
+            wall, cpu, written, copying = (
                 statistics.median(values)
-                for values in zip(*((cost.wall, cost.cpu, out) for cost, out, _ in pairs), strict=True)
+                for values in zip(*((cost.wall, cost.cpu, out, copy.wall) for cost, out, copy in pairs), strict=True)
             )
             peak = max(cost.peak for cost, _, _ in pairs)
             ratios = sorted(cost.wall / copy.wall for cost, _, copy in pairs)
             shown = f"{statistics.median(ratios):.1f} ({ratios[0]:.1f}-{ratios[-1]:.1f})"
-            print(f"| {codec} | {written / size:.1%} | {peak:.0f} | {wall:.1f} | {cpu:.1f} | {shown} |", flush=True)
+            print(
+                f"| {codec} | {written / size:.1%} | {peak:.0f} | {wall:.1f} | {cpu:.1f} | {copying:.1f} | {shown} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
