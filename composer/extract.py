@@ -13,7 +13,7 @@ from .errors import ComposeError, FamilyError
 from .fit import base_problems, expert_problems
 from .manifest import METADATA, VERSION, Base, Manifest, Stored
 from .stream import Digest, Stream, remember
-from .writer import new_file
+from .writer import WORDS, Writer, new_file
 
 Progress = Callable[[str, int], None]
 """Called with each tensor's name and size in bytes when it is done."""
@@ -57,23 +57,13 @@ def extract(
             if not same(e, b):
                 plain = not everything and is_plain(name, e)
                 try:
-                    used, parts = encoded(e, b, Exact() if plain else codec, None if plain else error_bound)
-                    lost = 0.0 if used.lossless else error(used.decode(parts, b), e, b)
-                    if not math.isfinite(lost):
-                        raise ComposeError(f"{used.codec} makes numbers that are not finite; use exact")
+                    tensors[name] = store(
+                        writer, name, e, b, Exact() if plain else codec, None if plain else error_bound
+                    )
                 except ComposeError as reason:
                     raise ComposeError(f"{ours.tensors[name].file}: {name}: {reason}") from reason
-                for part, content in parts.items():
-                    writer.add(f"{name}:{part}", content)
-                moved = change(e, b)
-                tensors[name] = Stored(
-                    codec=used,  # type: ignore[arg-type]
-                    dtype=info.dtype,  # type: ignore[arg-type]
-                    shape=info.shape,
-                    change=moved if math.isfinite(moved) else None,
-                    error=lost,
-                )
             progress(name, e.nbytes)
+            del e, b  # before the next two are read
         expert_stream.check_unchanged()
         base_stream.check_unchanged()
         remember(theirs, digest.hexdigest())
@@ -87,6 +77,26 @@ def extract(
         with partial.open("wb") as file:
             writer.finish(file, {METADATA: manifest.model_dump_json()})
     return manifest
+
+
+def store(
+    writer: Writer, name: str, e: torch.Tensor, b: torch.Tensor, codec: Codec | None, bound: float | None
+) -> Stored:
+    """Writes the parts of one tensor, and returns what the manifest says of it."""
+    used, parts = encoded(e, b, codec, bound)
+    lost = 0.0 if used.lossless else error(used.decode(parts, b), e, b)
+    if not math.isfinite(lost):
+        raise ComposeError(f"{used.codec} makes numbers that are not finite; use exact")
+    for part, content in parts.items():
+        writer.add(f"{name}:{part}", content)
+    moved = change(e, b)
+    return Stored(
+        codec=used,  # type: ignore[arg-type]
+        dtype=WORDS[e.dtype],  # type: ignore[arg-type]
+        shape=tuple(e.shape),
+        change=moved if math.isfinite(moved) else None,
+        error=lost,
+    )
 
 
 def is_plain(name: str, tensor: torch.Tensor) -> bool:

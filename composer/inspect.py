@@ -8,9 +8,11 @@ from pathlib import Path
 from .archive import Archive, ArchiveFile
 from .checkpoint import Checkpoint, layer_of
 from .codecs import DTYPES, change, same
+from .errors import ComposeError, FamilyError
 from .family import Expert, Family
+from .fit import base_problems, expert_problems
 from .manifest import Stored
-from .source import Source
+from .source import Source, open_source
 
 
 @dataclass(frozen=True)
@@ -55,24 +57,31 @@ class Report:
         return sum(row.plain for row in self.rows)
 
 
-def inspect(path: str | Path, progress: Callable[[str], None] = lambda name: None) -> list[Report]:
-    """The report of an archive, or of every expert of a family. Raises ComposeError.
+def inspect(
+    path: str | Path, progress: Callable[[str], None] = lambda name: None, base: str | Path | None = None
+) -> list[Report]:
+    """The report of an archive, of every expert of a family, or of any expert on `base`. Raises ComposeError.
 
     Of an archive only the header is read; checkpoints and adapters are compared with the base, tensor by tensor.
     """
     path = Path(path).expanduser().absolute()
+    if base is not None:
+        on = Checkpoint(Path(base).expanduser().absolute())
+        source = open_source(path, on)
+        if problems := base_problems(on) + expert_problems(on, source):
+            raise FamilyError(problems)
+        return [of_source(source, on, path.stem if path.is_file() else path.name, progress)]
     if path.is_file() and path.suffix == ".safetensors":
         return [of_archive(ArchiveFile(path))]
+    if path.is_dir() and not (path / "family.yaml").exists():
+        raise ComposeError(f"{path}: has no family.yaml; to see what a checkpoint or adapter changes, give --base too")
     family = Family.load(path)
     return [of_expert(family, expert, progress) for expert in family.experts.values()]
 
 
 def of_expert(family: Family, expert: Expert, progress: Callable[[str], None] = lambda name: None) -> Report:
     """The report of one expert of a family."""
-    source = expert.checkpoint
-    if isinstance(source, Archive):
-        return of_archive(source.file, expert.name)
-    return of_source(source, family.base, expert.name, progress)
+    return of_source(expert.checkpoint, family.base, expert.name, progress)
 
 
 def of_archive(file: ArchiveFile, name: str | None = None) -> Report:
@@ -92,7 +101,9 @@ def of_archive(file: ArchiveFile, name: str | None = None) -> Report:
 
 
 def of_source(source: Source, base: Checkpoint, name: str, progress: Callable[[str], None]) -> Report:
-    """The report of a checkpoint or an adapter, whose tensors are stored as they are: no codec, no error."""
+    """The report of an expert on its base. But in an archive tensors are as they are: no codec, no error."""
+    if isinstance(source, Archive):
+        return of_archive(source.file, name)
     kind = "checkpoint" if isinstance(source, Checkpoint) else "adapter"
     rows = []
     for tensor, info in source.tensors.items():

@@ -16,6 +16,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_]+([.-][A-Za-z0-9_]+)*$", max_
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Ratio = Annotated[float, Field(ge=0.0, allow_inf_nan=False)] | None
 """None where the tensors have values that are not finite."""
+Size = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 class Base(Strict):
@@ -23,7 +24,7 @@ class Base(Strict):
 
     name: str
     digest: Hex
-    depth: Annotated[int, Field(ge=1)]
+    depth: Annotated[int, Field(ge=1, le=1024)]
 
 
 class Stored(Strict):
@@ -31,7 +32,7 @@ class Stored(Strict):
 
     codec: AnyCodec
     dtype: Literal["BF16", "F16", "F32"]
-    shape: tuple[Annotated[int, Field(ge=0)], ...]
+    shape: Annotated[tuple[Size, ...], Field(max_length=8)]
     change: Ratio
     error: Ratio
 
@@ -55,7 +56,7 @@ def read_manifest(text: str) -> Manifest:
     try:
         version = _Version.model_validate_json(text).version
         if version != VERSION:
-            raise ComposeError(f"is of format version {version}, and this layerloom reads {VERSION}")
+            raise ComposeError(f"is of format version {quoted(version)[1:-1]}, and this layerloom reads {VERSION}")
         return Manifest.model_validate_json(text)
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
@@ -63,4 +64,7 @@ def read_manifest(text: str) -> Manifest:
         where = ".".join(quoted(key) if len(key) > 80 or not key.isprintable() else key for key in keys)
         if "[key]" in keys:
             where = f"{quoted(keys[1])} is no name of a tensor"
-        raise ComposeError(f"metadata: {where}: {detail['msg']}") from error
+        reason = detail["msg"]
+        if len(reason) > 200 or not reason.isprintable():
+            reason = quoted(reason)
+        raise ComposeError(f"metadata: {where}: {reason}") from error

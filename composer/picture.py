@@ -50,7 +50,9 @@ def draw(reports: Sequence[Report], out: Path, split: tuple[int, int] | None = N
     image = panels[0].images[0]
     bar = figure.colorbar(image, ax=list(panels), shrink=max(0.4, 1 / len(reports)), extend="neither")
     bar.set_label("change ‖E − B‖ / ‖B‖ in %   (grey: not changed)")
-    figure.suptitle(title or f"Change from {Path(reports[0].base.partition(' (')[0]).name}, by layer and module")
+    figure.suptitle(
+        title or f"Change from {Path(reports[0].base.partition(' (')[0]).name}, by layer and module", parse_math=False
+    )
     save(figure, out)
     return out
 
@@ -82,7 +84,7 @@ def draw_panel(
     axes.set_yticks([y - 0.5 for y in range(1, len(modules))], minor=True)
     axes.grid(which="minor", color="white", linewidth=1)
     axes.tick_params(which="minor", length=0)
-    axes.set_title(f"{report.expert}   ({stem_of(report)})", fontsize=10, loc="left")
+    axes.set_title(f"{report.expert}   ({stem_of(report)})", fontsize=10, loc="left", parse_math=False)
     if split is not None:
         for edge in (split[0], report.depth - split[1]):
             axes.axvline(edge - 0.5, color="#e6550d", linewidth=2, linestyle="--")

@@ -206,7 +206,10 @@ def extract(
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="a delta archive, or a family")],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="a family, a delta archive, or with --base any expert")],
+    base: Annotated[
+        Path | None, typer.Option(help="the base's checkpoint directory, for a checkpoint or adapter outside a family")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON array with every tensor")] = False,
     plot: Annotated[Path | None, PLOT] = None,
     quality: Annotated[
@@ -217,11 +220,13 @@ def inspect(
         list[str] | None, typer.Option(help="for --quality: a prompt, in place of random tokens; repeat it for more")
     ] = None,
 ) -> None:
-    """Shows what an archive, or each expert of a family, changes: size, change, codec and error by layer and module."""
+    """Shows what an expert, or each of a family, changes: size, change, codec and error by layer and module."""
     if quality:
         with clear_errors(), err.status("measuring") as status:
             if plot is not None:
                 raise ComposeError("--quality draws no picture")
+            if base is not None:
+                raise ComposeError("--quality is of a family, which says what its base is")
             family = Family.load(path)
             name = name or next((pair for pair in family.names() if "+" in pair), family.names()[1])
             measured = composer.quality(
@@ -232,7 +237,7 @@ def inspect(
     with clear_errors(), err.status("reading"):
         if name is not None or prompt:
             raise ComposeError("--name and --prompt go with --quality")
-        reports = composer.inspect(path)
+        reports = composer.inspect(path, base=base)
         if plot is not None:
             composer.draw(reports, plot)
     if as_json:

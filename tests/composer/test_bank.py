@@ -1,14 +1,20 @@
 """Pages hold what merge writes, whatever the engine's layout, and are shared and freed."""
 
 import gc
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from pico import make_family
+import yaml
+from pico import EXPERTS, make_family
+from safetensors.torch import save_file
 
-from layerloom.composer import Bank, ComposeError, Family, kind_of, tensors
+from layerloom.composer import Archive, Bank, ComposeError, Family, extract, kind_of, tensors
+from layerloom.composer.codecs import Exact, Int4, Int8, Lowrank, Sign
+
+CODECS = [Exact(), Int8(), Int4(), Sign(), Lowrank(rank=8)]
 
 
 class Page(dict):
@@ -81,6 +87,64 @@ def test_pages_hold_what_merge_writes(family, name):
     assert found.keys() == expected.keys()
     for tensor, values in expected.items():
         assert torch.equal(found[tensor].view(torch.int16), values.reshape(-1).view(torch.int16)), tensor
+
+
+@pytest.fixture(params=CODECS, ids=lambda codec: codec.codec)
+def coded(request, path, family, tmp_path):
+    """(a codec, the family with archives under it for experts, the family with checkpoints of what it decodes to)"""
+    content, codec = yaml.safe_load(path.read_text()), request.param
+    content["base"] = str(family.base.path)
+    families = []
+    for name in EXPERTS:
+        source, base = family.checkpoint(name), family.base
+        extract(base.path, source.path, tmp_path / f"{name}.safetensors", codec, everything=True)
+        decoded = {}
+        for tensor in source.tensors:
+            e, b = source.read(tensor), base.read(tensor)
+            used, parts = codec.encode(e, b) if codec.suits(e.shape) else (codec, None)
+            decoded[tensor] = e if parts is None else used.decode(parts, b)
+        (tmp_path / name).mkdir()
+        save_file(decoded, tmp_path / name / "model.safetensors")
+        shutil.copy(source.path / "config.json", tmp_path / name)
+    for suffix in (".safetensors", ""):
+        for name, expert in content["experts"].items():
+            expert["path"] = f"{name}{suffix}"
+        file = tmp_path / f"family{suffix}.yaml"
+        file.write_text(yaml.safe_dump(content))
+        families.append(Family.load(file))
+    return codec, *families
+
+
+def test_pages_from_archives_hold_what_the_decoded_tensors_compose_to(coded):
+    _, archives, decoded = coded
+    assert all(isinstance(archives.checkpoint(name), Archive) for name in EXPERTS)
+    bank = Bank(archives, Concatenated(archives))
+    for name in ("math", "math+bengali@bottom=2,weight=0.25,stem=average", "pieces"):
+        expected = dict(tensors(decoded, decoded.plan(name)))
+        found = {name: tensor for page in bank.pages(archives.plan(name)) for name, tensor in page.items()}
+        assert found.keys() == expected.keys()
+        for tensor, values in expected.items():
+            assert torch.equal(found[tensor].view(torch.int16), values.reshape(-1).view(torch.int16)), tensor
+
+
+def test_codecs_take_a_flat_page_too(coded, family):
+    codec, archives, _ = coded
+    engine, layer = Concatenated(family), 3
+    ours, theirs = (torch.empty(engine.size(layer), dtype=torch.bfloat16) for _ in range(2))
+    for flat, source in ((ours, family.checkpoint("math")), (theirs, family.base)):
+        engine.fill(layer, flat, ((name, source.read(name)) for name in source.layer(layer)))
+    if codec.codec == "lowrank":
+        assert not codec.suits(ours.shape)  # a page is no matrix: only a tensor has a rank
+        return
+    used, parts = codec.encode(ours, theirs)
+    page = used.decode(parts, theirs)
+    if codec.codec == "sign":  # a page is one row, with one scale
+        delta = ours.float() - theirs.float()
+        scale = delta.double().abs().mean().float()
+        assert torch.equal(page, (theirs.float() + torch.where(delta < 0, -scale, scale)).bfloat16())
+    else:  # every K here is a multiple of 128, so that the groups are the tensors' own
+        whole = torch.cat(list(Bank(archives, engine).pages(archives.plan("math"))[layer].values()))
+        assert torch.equal(page.view(torch.int16), whole.view(torch.int16))
 
 
 def test_compositions_share_pages(family):

@@ -1,9 +1,11 @@
 import json
 
 import pytest
+import torch
+from tiny import make_tensors, write_checkpoint
 from typer.testing import CliRunner
 
-from layerloom.composer import inspect
+from layerloom.composer import FamilyError, inspect
 from layerloom.server.cli import app
 
 
@@ -47,6 +49,20 @@ def test_inspect_of_a_family(root):
     assert run("inspect", root, "--json").exit_code == 0
 
 
+def test_inspect_of_an_expert_outside_a_family(root):
+    whole = {report.expert: report for report in inspect(root)}["math"]
+    (alone,) = inspect(root / "math", base=root / "base")
+    assert alone == whole
+    result = run("inspect", root / "math", "--base", root / "base", "--json")
+    assert [report["kind"] for report in json.loads(result.output)] == ["checkpoint"]
+    run("extract", root / "base", root / "math", "-o", root / "math.safetensors")
+    (archive,) = inspect(root / "math.safetensors", base=root / "base")
+    assert [row.change for row in archive.rows] == [row.change for row in whole.rows]
+    write_checkpoint(root / "wide", {**make_tensors(0), "model.norm.weight": torch.zeros(17)})
+    with pytest.raises(FamilyError, match=r"model.norm.weight: shape \(17,\), the base's is \(16,\)"):
+        inspect(root / "wide", base=root / "base")
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -56,6 +72,9 @@ def test_inspect_of_a_family(root):
         (["extract", "base", "none", "-o", "a.safetensors"], "no such directory"),
         (["inspect", "math/model.safetensors"], "is no delta archive"),
         (["inspect", "none.safetensors"], "none.safetensors"),
+        (["inspect", "math"], "has no family.yaml; to see what a checkpoint or adapter changes, give --base too"),
+        (["inspect", "math", "--base", "none"], "no such directory"),
+        (["inspect", ".", "--quality", "--base", "base"], "--quality is of a family"),
     ],
 )
 def test_errors_are_one_line(root, words, message, monkeypatch):

@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -155,6 +156,50 @@ def test_a_full_disk_leaves_nothing(root, full, monkeypatch):
     before = left_in(root)
     with pytest.raises(ComposeError, match=r"a.safetensors: cannot be written: No space left"):
         extract(root / "base", root / "math", root / "a.safetensors")
+    assert left_in(root) == before
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Mounts a file system of so many bytes, where that is allowed."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(size):
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", disk]
+        if (
+            os.geteuid() != 0
+            or shutil.which("mount") is None
+            or subprocess.run(command, stderr=subprocess.PIPE).returncode
+        ):
+            pytest.skip("may not mount a file system")
+        return disk
+
+    yield mount
+    if os.path.ismount(disk):
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.5], ids=["in the middle", "at the end"])
+def test_a_disk_that_is_really_full(root, small_disk, share):
+    """What is collected, and then the file made of it, each take the archive's size."""
+    extract(root / "base", root / "math", root / "a.safetensors")
+    disk = small_disk(int(share * (root / "a.safetensors").stat().st_size))
+    with pytest.raises(ComposeError, match=r"disk/a.safetensors: cannot be written: No space left"):
+        extract(root / "base", root / "math", disk / "a.safetensors")
+    assert left_in(disk) == []
+
+
+def test_a_file_that_may_not_grow_leaves_nothing(root):
+    script = (
+        "import sys, resource; from pathlib import Path; from layerloom.composer import extract\n"
+        "r = Path(sys.argv[1]); resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))\n"
+        "extract(r / 'base', r / 'math', r / 'a.safetensors')"
+    )
+    before = left_in(root)
+    run = subprocess.run([sys.executable, "-c", script, root], capture_output=True, text=True)
+    assert run.returncode == 1 and "ComposeError" in run.stderr
+    assert run.stderr.strip().endswith("a.safetensors: cannot be written: File too large")
     assert left_in(root) == before
 
 

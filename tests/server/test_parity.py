@@ -74,27 +74,30 @@ def test_tokens_of_the_merged_checkpoint(case, tmp_path, capsys):
     assert together < 0.05
 
 
-def archived(path: Path) -> Path:
-    """The same family with exact delta archives for experts."""
+def archived(path: Path, *names: str) -> Path:
+    """The same family with exact delta archives for experts, all or the named ones."""
     content = yaml.safe_load(path.read_text())
-    for name, expert in content["experts"].items():
+    for name in names or content["experts"]:
         extract(path.parent / "base", path.parent / name, path.parent / f"{name}.safetensors")
-        expert["path"] = f"{name}.safetensors"
+        content["experts"][name]["path"] = f"{name}.safetensors"
     archives = path.with_name("archives.yaml")
     archives.write_text(yaml.safe_dump(content))
     return archives
 
 
 def test_compositions_share_no_kv_cache(tmp_path):
-    """One long prompt, sent to two compositions with prefix caching on, in both orders."""
+    """One long prompt, sent to two compositions with prefix caching on, in both orders.
+
+    The second engine has archives for experts, and says the same.
+    """
     path = family_of(tmp_path, "llama")
     # Longer than three blocks of 32 tokens, so that there is a prefix to find.
     prompt = [{"prompt_token_ids": [3 + i % 400 for i in range(100)]}]
     pair = ["math+swahili", "math+bengali"]
     found = []
-    for order in (pair, pair[::-1]):
+    for experts, order in ((path, pair), (archived(path), pair[::-1])):
         batches = [(name, prompt, sampling()) for name in (*order, *order)]
-        outputs = [output for (output,) in run(path, *batches, enable_prefix_caching=True, block_size=32)]
+        outputs = [output for (output,) in run(experts, *batches, enable_prefix_caching=True, block_size=32)]
         assert [output.num_cached_tokens for output in outputs] == [0, 0, 96, 96], "each finds its own prefix only"
         tokens = [answer.tokens for answer in answers(outputs)]
         assert tokens[:2] == tokens[2:]
@@ -126,12 +129,13 @@ def test_prompt_logprobs_come_from_the_compositions_own_head(tmp_path):
 
 
 def test_tensor_parallel(tmp_path):
+    """With an expert that is a checkpoint, and others that are archives."""
     path = family_of(tmp_path, "qwen2")
     family = Family.load(path)
     names = ["math+swahili", "base", "patchwork", "math", "math+swahili", "math+bengali", "swahili", "patchwork"]
     options = {"tensor_parallel_size": 2}
     threads = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    ours = in_child({"model": str(path), "names": names, "options": options}, **threads)
+    ours = in_child({"model": str(archived(path, "math", "bengali")), "names": names, "options": options}, **threads)
     for name in ("math+swahili", "patchwork"):
         merged = merge(family, name, tmp_path / "merged" / name)
         theirs = in_child({"model": str(merged), "names": names, "options": options}, **threads)
@@ -140,13 +144,14 @@ def test_tensor_parallel(tmp_path):
 
 
 def test_compiled(tmp_path, capsys):
-    """With torch.compile, no further from stock compiled than stock compiled is from stock eager."""
+    """With torch.compile and an archive, no further from stock compiled than stock compiled is from stock eager."""
     path = family_of(tmp_path, "llama")
     merged = merge(Family.load(path), "math+swahili", tmp_path / "merged")
     names = ["math+swahili", "base"] * 4
     cache = {"VLLM_CACHE_ROOT": str(tmp_path / "cache"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")}
     compiled = {"enforce_eager": False, "compilation_config": {"mode": 3}}
-    ours = in_child({"model": str(path), "names": names, "options": compiled}, **cache)[::2]
+    mixed = archived(path, "math")
+    ours = in_child({"model": str(mixed), "names": names, "options": compiled}, **cache)[::2]
     theirs = in_child({"model": str(merged), "names": names, "options": compiled}, **cache)[::2]
     eager = in_child({"model": str(merged), "names": names, "options": {}}, **cache)[::2]
     ours_apart, eager_apart = distance(ours, theirs), distance(eager, theirs)
