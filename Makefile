@@ -1,10 +1,14 @@
 VENV ?= .venv
 PORT ?= 8000
 BIN := $(VENV)/bin
+OLDEST_VENV ?= .venv-0.27
+OLDEST_BIN := $(OLDEST_VENV)/bin
+OLDEST_TESTS := kv_cache or prompt_logprobs or gemma3 or (merged_checkpoint and llama and not tied) \
+	or listed or change_the_list or unknown_model_is_not_found
 # The demo needs little: without a limit vLLM takes nearly all of the machine's memory for its KV cache.
 DEMO_OPTIONS ?= --kv-cache-memory-bytes 1G
 
-.PHONY: setup serve test fuzz lint links clean
+.PHONY: setup serve test test-oldest fuzz lint links clean
 
 setup: $(VENV)/.installed
 
@@ -25,6 +29,17 @@ serve: setup
 test: setup lint
 	$(BIN)/python -m pytest
 
+# The parity that matters most, and one server, on an older vLLM of those supported.
+test-oldest: $(OLDEST_VENV)/.installed
+	$(OLDEST_BIN)/python -m pytest tests/server/test_parity.py tests/server/test_http.py -k '$(OLDEST_TESTS)'
+
+$(OLDEST_VENV)/.installed: requirements/cpu-0.27.txt pyproject.toml Makefile
+	python3 -m venv $(OLDEST_VENV)
+	$(OLDEST_BIN)/python -m pip install --quiet torch==2.13.0
+	$(OLDEST_BIN)/python -m pip install --quiet --no-deps -r requirements/cpu-0.27.txt
+	$(OLDEST_BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
 # Broken archives, for ten minutes; `make test` tries a few hundred.
 fuzz: setup
 	LAYERLOOM_FUZZ=20000 $(BIN)/python -m pytest tests/composer/test_archive.py -k fuzz
@@ -40,4 +55,4 @@ links:
 	@for part in composer kernels server; do ln -sfn ../../$$part .links/layerloom/$$part; done
 
 clean:
-	rm -rf $(VENV) .links *.egg-info
+	rm -rf $(VENV) $(OLDEST_VENV) .links *.egg-info

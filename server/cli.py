@@ -62,8 +62,8 @@ def serve(
     prepare_environment()
     with clear_errors():
         loaded = Family.load(family)
-        from vllm.entrypoints.cli.serve import ServeSubcommand
-        from vllm.entrypoints.launchers.cli_args import make_arg_parser
+        # From here, and not from where it is defined: that place has moved between the versions.
+        from vllm.entrypoints.cli.serve import ServeSubcommand, make_arg_parser
         from vllm.utils.argparse_utils import FlexibleArgumentParser
 
         from .engine import engine_options

@@ -57,6 +57,10 @@ class LayerloomEndpoints:
     required_tasks = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
+        # Older versions let vLLM's own route for this path go first; newer ones would leave it out themselves.
+        routes = app.router.routes
+        routes[:] = [route for route in routes if getattr(route, "path", None) != "/v1/models"]
+
         @app.get("/v1/models")
         async def models(request: Request) -> dict[str, Any]:
             """The base, every expert and every task+language pair, with parent and recipe."""

@@ -116,7 +116,8 @@ def seal(module: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> 
     dispatch_cpu_unquantized_gemm(stand_in, remove_weight=True)
     # What could not be packed is multiplied as it is.
     unpacked = stand_in.weight.numel() > 0
-    kept = weight.clone() if is_table or unpacked else stand_in.weight.data
+    # An empty one in its place has the weight's dtype, which the next page is made in; older vLLMs leave float32.
+    kept = weight.clone() if is_table or unpacked else weight.new_empty(0)
     return Handle(kept, None if stand_in.bias is None else stand_in.bias.data, stand_in.cpu_linear)
 
 

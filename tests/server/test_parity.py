@@ -39,7 +39,7 @@ def family_of(root: Path, architecture: str, **config: Any) -> Path:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_tokens_of_the_merged_checkpoint(case, tmp_path, capsys):
+def test_tokens_of_the_merged_checkpoint(case, tmp_path, capfd):
     architecture, config = CASES[case]
     path = family_of(tmp_path, architecture, **config)
     family = Family.load(path)
@@ -68,7 +68,7 @@ def test_tokens_of_the_merged_checkpoint(case, tmp_path, capsys):
     assert answers(from_archives) == mixed
     apart = max(distance(alone[name], expected[name]) for name in NAMES)
     together = distance(mixed, [expected[name][i] for name, i in jobs])
-    with capsys.disabled():
+    with capfd.disabled():
         print(f"\n{case}: largest logprob difference to stock vLLM: alone {apart:.2g}, mixed {together:.2g}")
     assert apart < 0.01
     assert together < 0.05
@@ -143,7 +143,7 @@ def test_tensor_parallel(tmp_path):
             assert ours[i].tokens == theirs[i].tokens, (name, i)
 
 
-def test_compiled(tmp_path, capsys):
+def test_compiled(tmp_path, capfd):
     """With torch.compile and an archive, no further from stock compiled than stock compiled is from stock eager."""
     path = family_of(tmp_path, "llama")
     merged = merge(Family.load(path), "math+swahili", tmp_path / "merged")
@@ -155,6 +155,6 @@ def test_compiled(tmp_path, capsys):
     theirs = in_child({"model": str(merged), "names": names, "options": compiled}, **cache)[::2]
     eager = in_child({"model": str(merged), "names": names, "options": {}}, **cache)[::2]
     ours_apart, eager_apart = distance(ours, theirs), distance(eager, theirs)
-    with capsys.disabled():
+    with capfd.disabled():
         print(f"\ncompiled: layerloom to stock {ours_apart:.2g}, stock eager to stock compiled {eager_apart:.2g}")
     assert ours_apart <= eager_apart
