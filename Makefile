@@ -3,7 +3,7 @@ PORT ?= 8000
 BIN := $(VENV)/bin
 OLDEST_VENV ?= .venv-0.27
 OLDEST_BIN := $(OLDEST_VENV)/bin
-OLDEST_TESTS := kv_cache or prompt_logprobs or gemma3 or (merged_checkpoint and llama and not tied) \
+OLDEST_TESTS := kv_cache or prompt_logprobs_come or gemma3 or (merged_checkpoint and llama and not tied) \
 	or listed or change_the_list or unknown_model_is_not_found
 # The demo needs little: without a limit vLLM takes nearly all of the machine's memory for its KV cache.
 DEMO_OPTIONS ?= --kv-cache-memory-bytes 1G
