@@ -91,9 +91,7 @@ def paged_linear_torch(
     parts = list(groups(tiles))
     if bias is not None and bias_rows is not None:
         bias_of = bias_rows.pages[bias_rows.slots.clamp(min=0).long()]
-        split = [
-            (page, int(own), rows[bias_of[rows] == own]) for page, rows in parts for own in bias_of[rows].unique()
-        ]
+        split = [(page, int(own), rows[bias_of[rows] == own]) for page, rows in parts for own in bias_of[rows].unique()]
     else:
         split = [(page, -1 if bias is None else page, rows) for page, rows in parts]
     if len(split) == 1 and out is None:
