@@ -8,6 +8,7 @@ import triton.language as tl
 
 from .dispatch import use_triton
 from .settings import Settings, Variant
+from .tiles import BLOCKS
 
 TOKENS = 4096
 """Tokens that a program looks at together."""
@@ -42,6 +43,15 @@ def assign(slots: torch.Tensor, pages: torch.Tensor, order: torch.Tensor, tables
         if tensor.dtype != torch.int32:
             raise ValueError(f"assign: a buffer is {tensor.dtype}, and must be int32")
     (assign_triton if use_triton(slots) else assign_torch)(slots, pages, order, tables)
+
+
+def buffers(
+    tokens: int, layers: int, slots: int, device: torch.device | str = "cpu"
+) -> tuple[torch.Tensor, dict[int, torch.Tensor]]:
+    """`order` and `tables` for steps of up to so many tokens, of a step without any."""
+    order = torch.zeros(tokens, dtype=torch.int32, device=device)
+    empty = torch.tensor((-1, 0, 0), dtype=torch.int32, device=device)
+    return order, {block: empty.repeat(layers, -(-tokens // block) + slots, 1) for block in BLOCKS}
 
 
 def assign_torch(
