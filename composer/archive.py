@@ -1,13 +1,14 @@
 """archive: an expert as its differences from the base, in one safetensors file."""
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .checkpoint import Checkpoint, TensorInfo, naming, open_safetensors
-from .codecs import DTYPES
+from .codecs import DTYPES, Codec, Parts
 from .errors import ComposeError, quoted
 from .manifest import METADATA, Manifest, Stored, read_manifest
 from .stream import digest
@@ -90,6 +91,20 @@ class Archive:
         parts = self.file.parts(name)
         with placing(f"{self.path}: {name}"):
             return stored.codec.decode(parts, base)
+
+    def packing(self, names: Sequence[str]) -> Codec | None:
+        """The one packed codec (see `Codec.packed`) of all the matrices of `names` that differ from the base's."""
+        matrices = [self.manifest.tensors[name] for name in names if name in self.manifest.tensors]
+        codecs = {stored.codec for stored in matrices if len(stored.shape) > 1}
+        return next(iter(codecs)) if len(codecs) == 1 and all(codec.packed for codec in codecs) else None
+
+    def packed(self, name: str, codec: Codec) -> Parts:
+        """The parts of a matrix under `codec`, which is `packing` of it; a zero difference where it is the base's."""
+        if name in self.manifest.tensors:
+            return self.file.parts(name)
+        info = self.base.tensors[name]
+        wanted = codec.shapes(info.shape, DTYPES[info.dtype])
+        return {part: torch.zeros(shape, dtype=dtype) for part, (dtype, shape) in wanted.items()}
 
     def _check_base(self) -> None:
         ours, theirs = self.manifest.base, self.base

@@ -1,6 +1,6 @@
 """bank: the pages in the engine's memory, one for every (part of the model, blend) in use."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
@@ -8,6 +8,8 @@ import torch
 
 from layerloom.kernels import compose
 
+from .archive import Archive
+from .codecs import Codec, Parts
 from .errors import ComposeError
 from .family import Family
 from .plan import KINDS, LayerBlend, Plan
@@ -15,7 +17,8 @@ from .plan import KINDS, LayerBlend, Plan
 Part = int
 """A decoder layer by its index; the stem is the part whose index is the number of layers."""
 
-Key = tuple[Part, LayerBlend]
+Key = tuple[Part, LayerBlend, Codec | None]
+"""What tells pages from each other; the codec is that of a page kept as deltas."""
 
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
@@ -53,6 +56,14 @@ class Engine(Protocol):
     def base(self, part: Part) -> torch.Tensor:
         """The flat page of the base, where the engine keeps it."""
 
+    def delta_bytes(self, part: Part, codec: Codec) -> int | None:
+        """What a page of deltas takes beside the base's page, or None where the engine cannot keep one."""
+
+    def pack(
+        self, part: Part, codec: Codec, vectors: Iterable[tuple[str, torch.Tensor]], matrices: Mapping[str, Parts]
+    ) -> Any:
+        """The page that computes with the base's matrices and their packed differences. Raises NoRoom."""
+
     def seal(self, part: Part, room: Room) -> Any:
         """The page the engine computes with, in the dtype it computes in: the room itself, or something of its own."""
 
@@ -80,9 +91,22 @@ class Bank:
     def pages(self, plan: Plan) -> tuple[Any, ...]:
         """One page per layer, then the stem's. Raises ComposeError, leaving nothing behind, if one cannot be made."""
         try:
-            return tuple(self._page(*key) for key in keys(plan))
+            return tuple(self._page(key) for key in self.keys(plan))
         finally:
             self._rooms.clear()
+
+    def keys(self, plan: Plan) -> list[Key]:
+        """The pages of a plan: one for each layer, then the stem's."""
+        layers = [(part, blend, self._packing(part, blend, plan)) for part, blend in enumerate(plan.layers)]
+        return [*layers, (len(layers), LayerBlend.all(plan.stem), None)]
+
+    def _packing(self, part: Part, blend: LayerBlend, plan: Plan) -> Codec | None:
+        """The codec under which a layer is kept as deltas: when it is one expert's, and that an archive under it."""
+        if plan.residency != "delta" or blend.uniform is None or [weight for _, weight in blend.uniform] != [1.0]:
+            return None
+        source = self.family.checkpoint(blend.uniform[0][0])
+        codec = source.packing(source.layer(part)) if isinstance(source, Archive) else None
+        return None if codec is None or self.engine.delta_bytes(part, codec) is None else codec
 
     def _names(self, part: Part, source: str = "base") -> Sequence[str]:
         checkpoint = self.family.checkpoint(source)
@@ -96,26 +120,44 @@ class Bank:
             raise ComposeError(f"a page has one dtype, of {', '.join(DTYPES)}, but in {self.family.base.path} {found}")
         return DTYPES[next(iter(of))]
 
-    def _page(self, part: Part, blend: LayerBlend) -> Any:
+    def _page(self, key: Key) -> Any:
+        part, blend, codec = key
         if blend.uniform == ():
             return self.engine.base_page(part)
-        page = self._pages.get((part, blend))
+        page = self._pages.get(key)
         if page is None:
-            page = self._pages[part, blend] = self._assemble(part, blend)
+            page = self._assemble(part, blend) if codec is None else self._pack(part, blend, codec)
+            self._pages[key] = page
         return page
+
+    def _pack(self, part: Part, blend: LayerBlend, codec: Codec) -> Any:
+        ((expert, _),) = blend.uniform or ()
+        archive = self.family.checkpoint(expert)
+        assert isinstance(archive, Archive)
+        names = archive.layer(part)
+        vectors = [name for name in names if len(archive.tensors[name].shape) < 2]
+        matrices = {name: archive.packed(name, codec) for name in names if name not in vectors}
+        return self.engine.pack(part, codec, ((name, archive.read(name)) for name in vectors), matrices)
 
     def missing(self, plan: Plan) -> int:
         """The bytes that `pages` will take, those for composing included."""
-        absent = {key for key in keys(plan) if key[1].uniform != () and key not in self._pages}
+        absent = self.own(plan).difference(self._pages)
         return sum(map(self.bytes, absent)) + max(map(self.scratch, absent), default=0)
+
+    def own(self, plan: Plan) -> set[Key]:
+        """The pages of a plan that are not the base's."""
+        return {key for key in self.keys(plan) if key[1].uniform != ()}
 
     def bytes(self, key: Key) -> int:
         """What a page takes in the engine's memory."""
-        return self.engine.bytes(key[0])
+        part, _, codec = key
+        return self.engine.bytes(part) if codec is None else self.engine.delta_bytes(part, codec) or 0
 
     def scratch(self, key: Key) -> int:
         """What composing a page takes beside it."""
-        part, blend = key
+        part, blend, codec = key
+        if codec is not None:
+            return 0
         rooms = len(self._sources(part, blend)) * self.engine.size(part) * self._dtypes[part].itemsize
         in_place = self.engine.size(part) * self._dtypes[part].itemsize == self.engine.bytes(part)
         return rooms - self.engine.bytes(part) if in_place else rooms
@@ -162,8 +204,3 @@ class Bank:
 
     def _place(self, number: int, part: Part) -> tuple[int, int, torch.dtype]:
         return number, self.engine.size(part), self._dtypes[part]
-
-
-def keys(plan: Plan) -> list[Key]:
-    """What tells the pages of a plan from each other: one for each layer, then the stem's."""
-    return list(enumerate([*plan.layers, LayerBlend.all(plan.stem)]))

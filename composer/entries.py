@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, Vali
 from .checkpoint import naming
 from .errors import FamilyError, quoted
 from .names import nearest
+from .plan import Residency
 from .recipe import Kinds, LayerSwap, Recipe, Soup, Strict, Table
 
 
@@ -43,6 +44,7 @@ class CompositionEntry(Strict):
     task: str | None = None
     language: str | None = None
     recipe: Recipe | None = None
+    residency: Residency | None = None
 
     @model_validator(mode="after")
     def _something(self) -> "CompositionEntry":
@@ -63,6 +65,7 @@ class Entries(Strict):
     base: Annotated[Location, BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value)]
     experts: Annotated[dict[str, ExpertEntry], Field(min_length=1)]
     recipe: Recipe = LayerSwap()
+    residency: Residency = "assembled"
     compositions: dict[str, NamedComposition] = Field(default={})
 
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import huggingface_hub
 
+from .archive import Archive
 from .checkpoint import Checkpoint
+from .codecs import Codec
 from .entries import CompositionEntry, Entries, Location, read_entries
 from .errors import ComposeError, FamilyError, quoted
 from .fit import base_problems, expert_problems
 from .names import RESERVED, WORD, Composition, Names, nearest
-from .plan import LayerBlend, Plan, make_blend, make_plan, used_experts
+from .plan import LayerBlend, Plan, Residency, make_blend, make_plan, used_experts
 from .recipe import AnyRecipe, LayerSwap, with_options
 from .source import Source, open_source
 
@@ -40,6 +42,7 @@ class Family:
         self.base = base
         self.experts = experts
         self.recipe = entries.recipe
+        self.residency: Residency = entries.residency
         self._entries = entries
         self._names = names
 
@@ -120,7 +123,17 @@ class Family:
             stem = make_blend({expert: 1.0 for expert in composition.roles.values()})
             layers = [LayerBlend.all(stem)] * self.depth
         revisions = {source: self.checkpoint(source).revision for source in ("base", *used_experts(layers, stem))}
-        return make_plan(composition.name, layers, stem, revisions)
+        entry = self._entries.compositions.get(composition.label or "")
+        own = entry.residency if isinstance(entry, CompositionEntry) else None
+        return make_plan(composition.name, layers, stem, revisions, own or self.residency)
+
+    def packings(self) -> set[Codec]:
+        """The codecs under which compositions may keep layers as deltas; none when all are assembled."""
+        entries = self._entries.compositions.values()
+        kept = {self.residency, *(entry.residency for entry in entries if isinstance(entry, CompositionEntry))}
+        archives = [expert.checkpoint for expert in self.experts.values() if isinstance(expert.checkpoint, Archive)]
+        found = {archive.packing(archive.layer(index)) for archive in archives for index in range(self.depth)}
+        return {codec for codec in found if codec is not None} if "delta" in kept else set()
 
     def describe(self, name: str | Composition) -> dict[str, Any]:
         """{"parent": "base", "recipe": {…}}, ready for JSON. Raises as `parse` and `plan` do."""

@@ -5,11 +5,15 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from .errors import ComposeError
 
 Blend = tuple[tuple[str, float], ...]
 """(expert, weight) sorted by expert, no zero weights; the base has the rest, so () is the base alone."""
+
+Residency = Literal["assembled", "delta"]
+"""How a composition's layers are kept in the engine: whole, or packed beside the base's where they can be."""
 
 KINDS = ("attention", "mlp", "norm")
 
@@ -76,6 +80,7 @@ class Plan:
     layers: tuple[LayerBlend, ...]
     stem: Blend
     digest: str
+    residency: Residency = "assembled"
 
     @property
     def experts(self) -> tuple[str, ...]:
@@ -87,8 +92,17 @@ class Plan:
         return not self.experts
 
 
-def make_plan(name: str, layers: Iterable[LayerBlend], stem: Blend, revisions: Mapping[str, str]) -> Plan:
-    """A plan with its digest: sha256 over the blends and the revisions of the base and of the experts used."""
+def make_plan(
+    name: str,
+    layers: Iterable[LayerBlend],
+    stem: Blend,
+    revisions: Mapping[str, str],
+    residency: Residency = "assembled",
+) -> Plan:
+    """A plan with its digest: sha256 over the blends and the revisions of the base and of the experts used.
+
+    Residency is in it too, because x·B + x·Δ̂ is rounded elsewhere than x·(B + Δ̂).
+    """
     layers = tuple(layers)
     content = {
         "rule": "W = (1-Σw)·B + Σ w·E in fp32, by name, rounded once",
@@ -96,8 +110,10 @@ def make_plan(name: str, layers: Iterable[LayerBlend], stem: Blend, revisions: M
         "layers": [[layer.of(kind) for kind in KINDS] for layer in layers],
         "stem": stem,
     }
+    if residency != "assembled":
+        content["residency"] = residency
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return Plan(name, layers, stem, digest)
+    return Plan(name, layers, stem, digest, residency)
 
 
 def used_experts(layers: Iterable[LayerBlend], stem: Blend) -> tuple[str, ...]:

@@ -23,6 +23,9 @@ from .delta import BITS, Delta, Dense, Factors, Packed, Signs, Xor
 from .planar import word_count
 from .threads import shared
 
+# vars() of this object is one of its functions, over which vLLM stumbles when it looks through all modules.
+binding.ffi.lib._fntab["__dict__"] = {}
+
 LANES = 32
 BLOCK = 1024
 """Numbers in a block: a multiple of every tile (planar.py)."""

@@ -4,24 +4,33 @@ What changes from step to step is in those buffers, so a CUDA graph captured onc
 CPU the same code runs with torch's twins of the kernels; packed.py is faster there.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.layernorm import GemmaRMSNorm
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
 from layerloom.composer import ComposeError
 from layerloom.composer.arena import Arena, Region
+from layerloom.composer.codecs import Codec, Parts
 from layerloom.kernels import paged_embedding, paged_linear, paged_rms_norm
 from layerloom.kernels.assign import assign
+from layerloom.kernels.delta import Delta
+from layerloom.kernels.delta_linear import delta_linear
 from layerloom.kernels.tiles import BLOCKS, Rows, Tiles
 
 from .paged import NORMS, Norm, Slot, page_norm
-from .parts import Parts
+from .parts import Parts as ModelParts
+from .parts import aligned
+
+Place = tuple[torch.dtype, int, tuple[int, ...]]
+"""(dtype, first byte within the page, shape) of one part of a matrix's delta."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,47 +51,98 @@ class ArenaPage:
         return self.arena.flat(self.region, self.dtype, self.size)
 
 
+@dataclass(frozen=True, eq=False)
+class DeltaPage:
+    """A layer that computes with the base's matrices and their packed differences; its vectors are its own."""
+
+    base: ArenaPage
+    codec: Codec
+    region: Region
+
+    @property
+    def id(self) -> int:
+        return self.region.id
+
+
+AnyPage = ArenaPage | DeltaPage
+
+
+class Packings:
+    """The pages of deltas of one codec in a batch, and the tiles of the tokens that use them."""
+
+    def __init__(self, batch: "Batch") -> None:
+        self.pages = torch.full_like(batch.pages, -1)
+        self.tables = {block: torch.full_like(table, -1) for block, table in batch.tables.items()}
+        self.live = False
+
+
 class Batch:
     """Where each row of a launch finds its pages: device buffers of fixed size, filled for every step.
 
-    `parts` pages for each of `slots` compositions and `rows` rows at most.
+    `parts` pages for each of `slots` compositions and `rows` rows at most; `codecs` are those of pages of deltas.
     """
 
-    def __init__(self, rows: int, parts: int, slots: int, device: torch.device) -> None:
+    def __init__(self, rows: int, parts: int, slots: int, codecs: Iterable[Codec], device: torch.device) -> None:
         self.slots = torch.full((rows,), -1, dtype=torch.int32, device=device)
         self.pages = torch.full((parts, slots), -1, dtype=torch.int32, device=device)
+        self.vectors = torch.full_like(self.pages, -1)
         self.order = torch.zeros(rows, dtype=torch.int32, device=device)
         self.tables = {
             block: torch.full((parts, -(-rows // block) + slots, 3), -1, dtype=torch.int32, device=device)
             for block in BLOCKS
         }
+        self.deltas = {codec: Packings(self) for codec in codecs}
         self.single: list[ArenaPage | None] = [None] * parts
         """The page that all rows of this step use at a part, for launches that are not replayed."""
 
-    def route(self, compositions: Sequence[Sequence[ArenaPage]], position: np.ndarray, replayed: bool) -> None:
+    def route(self, compositions: Sequence[Sequence[AnyPage]], position: np.ndarray, replayed: bool) -> None:
         """Row t uses composition position[t]; `replayed` says that the launch is captured, for other pages to come."""
         parts, slots = self.pages.shape
         ids = np.array([[page.id for page in pages] for pages in compositions], dtype=np.int32).T
         # Neighbours share as many layers as they can: the middle ones, which is where compositions are alike.
         turned = np.roll(ids, -parts // 2, axis=0)
         order = np.lexsort(turned[::-1])
-        table = np.full((parts, slots), -1, dtype=np.int32)
-        table[:, : len(compositions)] = ids[:, order]
+
+        def fill(table: torch.Tensor, id_of: Callable[[AnyPage], int]) -> None:
+            host = np.full((parts, slots), -1, dtype=np.int32)
+            for slot, composition in enumerate(order):
+                host[:, slot] = [id_of(page) for page in compositions[composition]]
+            copy(table, host)
+
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
         rows = np.full(len(self.slots), -1, dtype=np.int32)
         rows[: len(position)] = rank[position]
         copy(self.slots, rows)
-        copy(self.pages, table)
+        fill(self.pages, lambda page: page.base.id if isinstance(page, DeltaPage) else page.id)
+        fill(self.vectors, lambda page: page.id)
         assign(self.slots, self.pages, self.order, self.tables)
-        alike = [all(page is pages[0] for page in pages) and not replayed for pages in zip(*compositions, strict=True)]
-        self.single = [page if same else None for page, same in zip(compositions[0], alike, strict=True)]
+        for codec, packings in self.deltas.items():
+            packings.live = replayed or any(page_codec(page) == codec for pages in compositions for page in pages)
+            if packings.live:
+                fill(packings.pages, lambda page, codec=codec: page.id if page_codec(page) == codec else -1)
+                assign(self.slots, packings.pages, self.order, packings.tables)
+        self.single = [None] * parts
+        for part, pages in enumerate(zip(*compositions, strict=True)):
+            if not replayed and isinstance(pages[0], ArenaPage) and all(page is pages[0] for page in pages):
+                self.single[part] = pages[0]
 
     def tiles(self, part: int) -> Tiles:
-        return Tiles(self.order, {block: table[part] for block, table in self.tables.items()}, self.pages.shape[1])
+        return self._tiles(part, self.tables)
+
+    def delta_tiles(self, part: int) -> dict[Codec, Tiles]:
+        return {codec: self._tiles(part, packings.tables) for codec, packings in self.deltas.items()}
+
+    def _tiles(self, part: int, tables: dict[int, torch.Tensor]) -> Tiles:
+        return Tiles(self.order, {block: table[part] for block, table in tables.items()}, self.pages.shape[1])
 
     def rows(self, part: int) -> Rows:
-        return Rows(self.slots, self.pages[part])
+        """The pages of vectors: norms, biases, and the stem's tables."""
+        return Rows(self.slots, self.vectors[part])
+
+
+def page_codec(page: AnyPage) -> Codec | None:
+    return page.codec if isinstance(page, DeltaPage) else None
 
 
 def copy(device: torch.Tensor, host: np.ndarray) -> None:
@@ -102,12 +162,18 @@ class ArenaSlot(Slot):
         self.bias: torch.Tensor | None = None
         self.tiles = batch.tiles(part)
         self.rows = batch.rows(part)
+        self.deltas: dict[Codec, Delta] = {}
+        self.delta_tiles = batch.delta_tiles(part)
 
     def linear(self, x: torch.Tensor, with_bias: bool) -> torch.Tensor:
         page, bias = self.batch.single[self.part], self.bias if with_bias else None
         if page is not None:
             return torch.nn.functional.linear(x, self.weight[page.id], None if bias is None else bias[page.id])
-        return paged_linear(x, self.weight, self.tiles, bias, self.rows)
+        y = paged_linear(x, self.weight, self.tiles, bias, self.rows)
+        for codec, delta in self.deltas.items():
+            if self.batch.deltas[codec].live:
+                delta_linear(y, x, delta, self.delta_tiles[codec])
+        return y
 
     def embedding(self, ids: torch.Tensor) -> torch.Tensor:
         page = self.batch.single[self.part]
@@ -129,16 +195,16 @@ class ArenaSlot(Slot):
         return self.weight[pages.long()].view(x.shape[0], *(1,) * (x.dim() - 2), -1)
 
 
-class ArenaPages(Parts):
+class ArenaPages(ModelParts):
     """The bank's engine (layerloom.composer.bank.Engine): base and compositions in one arena.
 
-    A batch has at most `slots` compositions and `rows` tokens. Raises ComposeError when the model's parameters are of
-    more than one dtype.
+    A batch has at most `slots` compositions and `rows` tokens. `codecs` are those under which layers may be kept as
+    deltas. Raises ComposeError when the model's parameters are of more than one dtype.
     """
 
     bounded = True
 
-    def __init__(self, model: nn.Module, depth: int, slots: int, rows: int) -> None:
+    def __init__(self, model: nn.Module, depth: int, slots: int, rows: int, codecs: Iterable[Codec]) -> None:
         super().__init__(model, depth)
         parameters = [span.parameter for part in self.parts for span in part.spans]
         dtypes = {parameter.dtype for parameter in parameters}
@@ -146,8 +212,9 @@ class ArenaPages(Parts):
             raise ComposeError(f"an arena holds numbers of one dtype, and the model has {sorted(map(str, dtypes))}")
         (self.dtype,) = dtypes
         self.device = parameters[0].device
-        self._tokens = Batch(rows, depth + 1, slots, self.device)
-        self._head = Batch(rows, 1, slots, self.device)
+        self.codecs = sorted(codecs, key=repr)
+        self._tokens = Batch(rows, depth + 1, slots, self.codecs, self.device)
+        self._head = Batch(rows, 1, slots, (), self.device)
 
     def reserve(self, memory: int) -> None:
         """Makes the arena, with `memory` bytes for compositions, and moves the base into it."""
@@ -181,6 +248,10 @@ class ArenaPages(Parts):
             page_norm(module, slot(self._tokens, part))
             return
         module.layerloom_slot = slot(self._tokens, part)
+        for codec in self.codecs if part < self.depth else ():
+            places = self._delta_places(part, codec)[self.parts[part].span(module.weight).name]
+            views = {name: self.arena.view(dtype, offset, shape) for name, (dtype, offset, shape) in places.items()}
+            module.layerloom_slot.deltas[codec] = codec.delta(views, module.weight.shape[-1])
         if isinstance(module, VocabParallelEmbedding):
             module.layerloom_head = slot(self._head, 0)
 
@@ -202,6 +273,44 @@ class ArenaPages(Parts):
     def room(self, part: int, dtype: torch.dtype) -> ArenaPage:
         size = self.size(part)
         return ArenaPage(self.arena, self.arena.allocate(size * dtype.itemsize), dtype, size)
+
+    def _delta_places(self, part: int, codec: Codec) -> dict[str, dict[str, Place]]:
+        """Where in a page of deltas the parts of each matrix are; the vectors are where they are in every page."""
+        spans = self.parts[part].spans
+        end = max((aligned(span.end) for span in spans if len(span.shape) < 2), default=0) * self.dtype.itemsize
+        places: dict[str, dict[str, Place]] = {}
+        for span in spans:
+            for name, (dtype, shape) in codec.shapes(span.shape, self.dtype).items() if len(span.shape) > 1 else ():
+                places.setdefault(span.name, {})[name] = (dtype, end, shape)
+                end += aligned(math.prod(shape)) * dtype.itemsize
+        return places
+
+    def delta_bytes(self, part: int, codec: Codec) -> int | None:
+        # A rank's share of a row of words is no run of words where K is cut within a tile.
+        if part == self.depth or codec not in self.codecs or get_tensor_model_parallel_world_size() > 1:
+            return None
+        places = [place for parts in self._delta_places(part, codec).values() for place in parts.values()]
+        return max((end + aligned(math.prod(shape)) * dtype.itemsize for dtype, end, shape in places), default=0)
+
+    def pack(
+        self, part: int, codec: Codec, vectors: Iterable[tuple[str, torch.Tensor]], matrices: Mapping[str, Parts]
+    ) -> DeltaPage:
+        page = DeltaPage(self._base[part], codec, self.arena.allocate(self.delta_bytes(part, codec)))
+        spans = [span for span in self.parts[part].spans if len(span.shape) < 2]
+        flat = self.arena.flat(page.region, self.dtype, max((span.end for span in spans), default=0))
+        self.load(spans, [flat[span.start : span.end].view(span.shape) for span in spans], vectors)
+        places = self._delta_places(part, codec)
+        spans = [span for span in self.parts[part].spans if span.name in places]
+        for name in codec.shapes((1, 1), self.dtype):
+            into = []
+            for span in spans:
+                dtype, offset, shape = places[span.name][name]
+                memory = self.arena.flat(page.region, torch.uint8, offset + math.prod(shape) * dtype.itemsize)
+                # vLLM's loaders take a matrix, of any width: a row of words stands where the row of numbers would.
+                into.append(memory[offset:].view(dtype).view(shape[0], -1))
+            stored = ((matrix, parts[name].view(len(parts[name]), -1)) for matrix, parts in matrices.items())
+            self.load(spans, into, stored)
+        return page
 
     def keeps_base(self, dtype: torch.dtype) -> bool:
         return dtype == self.dtype

@@ -55,6 +55,9 @@ def serve(
     pages: Annotated[
         str | None, typer.Option(help="packed (for a CPU's matrix products) or arena (what a GPU uses)")
     ] = None,
+    residency: Annotated[
+        str | None, typer.Option(help="assembled, or delta: keep int8, int4 and sign archives packed, in an arena")
+    ] = None,
 ) -> None:
     """Serves a family over the OpenAI API. Any option of `vllm serve` may follow."""
     from .engine import prepare_environment
@@ -72,7 +75,7 @@ def serve(
         args = parser.parse_args([*context.args, "--port", str(port)])
         given = {name: value for name, value in vars(args).items() if value != parser.get_default(name)}
         memory = None if bank_memory is None else memory_of(bank_memory)
-        for name, value in engine_options(loaded, allow_recipes, given, memory, pages).items():
+        for name, value in engine_options(loaded, allow_recipes, given, memory, pages, residency).items():
             setattr(args, name, value)
         args.model_tag = None
     ServeSubcommand().validate(args)

@@ -33,11 +33,13 @@ def engine_options(
     given: dict[str, Any],
     bank_memory: int | None = None,
     pages: str | None = None,
+    residency: str | None = None,
 ) -> dict[str, Any]:
     """Arguments for vLLM's EngineArgs: `given` by the user, completed with what layerloom needs.
 
-    `bank_memory` is in bytes; `pages` is "packed" (a CPU's default) or "arena" (a GPU's, and the only way there).
-    Raises ComposeError for an option that contradicts it, and on a platform without a worker.
+    `bank_memory` is in bytes; `pages` is "packed" (a CPU's default) or "arena" (a GPU's, and the only way there);
+    `residency` takes the place of the family's. Raises ComposeError for an option that contradicts it, and on a
+    platform without a worker.
     """
     taken = [name for name in TAKEN if given.get(name)]
     if taken:
@@ -54,6 +56,11 @@ def engine_options(
     pages = pages or ("packed" if cpu else "arena")
     if pages not in ("packed", "arena") or (pages == "packed" and not cpu):
         raise ComposeError(f"pages cannot be {pages!r} here; valid: {'packed, arena' if cpu else 'arena'}")
+    if residency not in (None, "assembled", "delta"):
+        raise ComposeError(f"residency cannot be {residency!r}; valid: assembled, delta")
+    family.residency = residency or family.residency
+    if pages == "packed" and residency == "delta":
+        raise ComposeError("residency delta is for --pages arena: on packed pages layers are always assembled")
     max_loras = given.get("max_loras") or min(MAX_IN_BATCH, len(family.names()))
     settings = {
         "family": str(family.path),
@@ -61,6 +68,7 @@ def engine_options(
         "compile": compiles(given),
         "bank_memory": bank_memory,
         "pages": pages,
+        "residency": family.residency,
     }
     options = {
         "served_model_name": ["base"],

@@ -101,7 +101,7 @@ class CompositionManager:
         self.pages.route_head(*self._head)
 
     def _needed(self, known: dict[str, Plan]) -> int:
-        return needed(known.values(), self.mixed, self.bank.bytes, self.bank.scratch)
+        return needed(known.values(), self.mixed, self.bank)
 
     def _check(self, known: dict[str, Plan]) -> None:
         """Raises ComposeError unless any `mixed` of the compositions fit in memory together."""

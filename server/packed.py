@@ -18,6 +18,7 @@ from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
 from layerloom.composer.arena import NoRoom, megabytes
+from layerloom.composer.codecs import Codec
 from layerloom.kernels import Route, by_page, paged_rows
 
 from .paged import NORMS, Norm, PagedLinearMethod, Slot, page_norm
@@ -181,6 +182,9 @@ class PackedPages(Parts):
 
     def room(self, part: int, dtype: torch.dtype) -> HostRoom:
         return HostRoom(torch.empty(self.size(part), dtype=dtype))
+
+    def delta_bytes(self, part: int, codec: Codec) -> None:
+        """None: a matrix product with packed deltas is slow on a CPU."""
 
     def bytes(self, part: int) -> int:
         return sum(span.shape.numel() * span.parameter.dtype.itemsize for span in self.parts[part].spans)

@@ -16,8 +16,8 @@ class Runtime:
 
     >>> Runtime("family.yaml").generate("math+swahili", ["Asha ana ndizi 5 . …"], max_tokens=8)
 
-    `bank_memory` (bytes for compositions) and `pages` are explained in engine.py; `options` are vLLM's own engine
-    arguments. Raises ComposeError when the family or an option does not fit.
+    `bank_memory` (bytes for compositions), `pages` and `residency` are explained in engine.py; `options` are vLLM's
+    own engine arguments. Raises ComposeError when the family or an option does not fit.
     """
 
     def __init__(
@@ -27,12 +27,13 @@ class Runtime:
         allow_recipes: bool = True,
         bank_memory: int | None = None,
         pages: str | None = None,
+        residency: str | None = None,
         **options: Any,
     ) -> None:
         prepare_environment()
         self.family = Family.load(family)
         self.allow_recipes = allow_recipes
-        self.llm = LLM(**engine_options(self.family, allow_recipes, options, bank_memory, pages))
+        self.llm = LLM(**engine_options(self.family, allow_recipes, options, bank_memory, pages, residency))
 
     def generate(
         self,

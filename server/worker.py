@@ -20,13 +20,14 @@ def load_compositions(runner: Any, model: nn.Module, vllm_config: VllmConfig, de
     """Takes the place of the model runner's `load_lora_model`, on that one runner."""
     settings = vllm_config.additional_config["layerloom"]
     family = Family.load(settings["family"])
+    family.residency = settings["residency"]
     lora = vllm_config.lora_config
     if settings["pages"] == "packed":
         pages: EnginePages = PackedPages(model, family.depth)
     else:
         # The base is one more than the adapters that vLLM counts.
         rows = vllm_config.scheduler_config.max_num_batched_tokens
-        pages = ArenaPages(model, family.depth, lora.max_loras + 1, rows)
+        pages = ArenaPages(model, family.depth, lora.max_loras + 1, rows, family.packings())
     runner.lora_manager = CompositionManager(
         family, pages, lora.max_cpu_loras, lora.max_loras, settings["bank_memory"], settings["allow_recipes"]
     )

@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from layerloom.composer.errors import ComposeError
+from layerloom.kernels.delta import Delta
 
 Parts = dict[str, torch.Tensor]
 """What is stored for one tensor, by the name of the part: {"words": …, "scales": …}."""
@@ -34,6 +35,8 @@ class Codec(BaseModel, ABC):
 
     codec: str
     lossless: ClassVar[bool] = False
+    packed: ClassVar[bool] = False
+    """Whether a kernel can multiply with the parts as they are (kernels.delta_linear): Ê ≈ B + Δ̂, and `delta` is Δ̂."""
 
     @abstractmethod
     def encode(self, expert: torch.Tensor, base: torch.Tensor) -> tuple["Codec", Parts]:
@@ -46,6 +49,10 @@ class Codec(BaseModel, ABC):
     @abstractmethod
     def _decode(self, parts: Parts, base: torch.Tensor) -> torch.Tensor:
         """As `decode`, of parts that have the right shapes."""
+
+    def delta(self, parts: Parts, k: int) -> Delta:
+        """The parts as kernels read them, where the codec is `packed`; pages of parts give pages of deltas."""
+        raise NotImplementedError
 
     def suits(self, shape: Sequence[int]) -> bool:
         """Whether a tensor of this shape can be stored so."""

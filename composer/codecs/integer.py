@@ -21,6 +21,7 @@ class Integer(Codec):
     then q is 0. Because s has 8 bits, s·q is exact in fp32 and encoding what was decoded gives the same parts.
     """
 
+    packed: ClassVar[bool] = True
     bits: ClassVar[int]
     group: int = Field(default=128, ge=32, le=1 << 16)
 
@@ -53,8 +54,10 @@ class Integer(Codec):
         return pack(codes.view(rows, -1)[:, :k], self.bits), scales
 
     def _decode(self, parts: Parts, base: torch.Tensor) -> torch.Tensor:
-        k = row_count(base.shape)[1]
-        return compose(fresh(base), base, [[Packed(parts["words"], parts["scales"], k, self.bits, self.group)]], [1.0])
+        return compose(fresh(base), base, [[self.delta(parts, row_count(base.shape)[1])]], [1.0])
+
+    def delta(self, parts: Parts, k: int) -> Packed:
+        return Packed(parts["words"], parts["scales"], k, self.bits, self.group)
 
 
 class Int8(Integer):

@@ -1,7 +1,7 @@
 """sign: one bit for each parameter and one scale for each row (BitDelta, arXiv 2402.10193)."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -20,6 +20,7 @@ class Sign(Codec):
     """
 
     codec: Literal["sign"] = "sign"
+    packed: ClassVar[bool] = True
 
     def shapes(self, shape: Sequence[int], dtype: torch.dtype) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         rows, k = row_count(shape)
@@ -38,5 +39,7 @@ class Sign(Codec):
         return self, parts
 
     def _decode(self, parts: Parts, base: torch.Tensor) -> torch.Tensor:
-        delta = Signs(parts["words"], parts["scales"], row_count(base.shape)[1])
-        return compose(fresh(base), base, [[delta]], [1.0])
+        return compose(fresh(base), base, [[self.delta(parts, row_count(base.shape)[1])]], [1.0])
+
+    def delta(self, parts: Parts, k: int) -> Signs:
+        return Signs(parts["words"], parts["scales"], k)

@@ -53,6 +53,9 @@ class Concatenated:
     def room(self, part, dtype):
         return SimpleNamespace(flat=torch.empty(self.size(part), dtype=dtype))
 
+    def delta_bytes(self, part, codec):
+        return None
+
     def keeps_base(self, dtype):
         return False
 
