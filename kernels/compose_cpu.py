@@ -1,7 +1,8 @@
 """compose on a CPU: one compiled pass over a page, through numba.
 
-Vectors of 32 numbers are written out (lanes.py), so that nothing hangs on what a compiler finds in a loop: numba computes
-with integers of 64 bits, and its plain loops were two to four times slower. A block of a row goes term by term through a sum that stays in the L1 cache; each input is read once.
+Vectors of 32 numbers are written out (lanes.py), so that nothing hangs on what a compiler finds in a loop: numba
+computes with integers of 64 bits, and its plain loops were two to four times slower. A block of a row goes term by term
+through a sum that stays in the L1 cache; each input is read once.
 Without numba, and for what the kernel does not read, `compose_torch` does the same to the last bit.
 """
 
