@@ -101,7 +101,8 @@ class Factors:
 
     def delta(self, rows: slice) -> torch.Tensor:
         """Δ̂ [rows, K] fp32."""
-        return (self.b[rows].float() @ self.a.float()) * self.scale
+        product = self.b[rows].float() @ self.a.float()
+        return product if self.scale == 1.0 else product * self.scale
 
     def decode(self, base: torch.Tensor, rows: slice) -> torch.Tensor:
         return (base.float() + self.delta(rows)).to(base.dtype)

@@ -1,7 +1,7 @@
 """dispatch: which implementation of an op runs, torch or Triton.
 
-LAYERLOOM_KERNELS is `auto` (Triton on a GPU, elsewhere torch, or numba where it is installed), `torch` or `triton`; Triton on a CPU needs its
-interpreter, TRITON_INTERPRET=1, which is for tests.
+LAYERLOOM_KERNELS is `auto` (Triton on a GPU; elsewhere torch, and numba where it is installed), `torch` or `triton`;
+Triton on a CPU needs its interpreter, TRITON_INTERPRET=1, which is for tests.
 """
 
 import os

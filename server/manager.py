@@ -135,11 +135,13 @@ class CompositionManager:
         return True
 
     def _assemble(self, plan: Plan) -> Pages:
-        missing = self.bank.missing(plan)
-        if missing > self.pages.free:
+        def short() -> bool:
+            return self.bank.missing(plan) > self.pages.free
+
+        if short():
             self._forget_routes()
-        while missing > self.pages.free and self._evict():
-            missing = self.bank.missing(plan)
+        while short() and self._evict():
+            pass
         generation = self.pages.generation
         try:
             return self.bank.pages(plan)

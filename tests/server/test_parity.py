@@ -55,6 +55,7 @@ def test_tokens_of_the_merged_checkpoint(case, tmp_path, capfd):
     jobs = [(name, i) for i in range(len(prompts())) for name in NAMES]
     batch = ([name for name, _ in jobs], [prompts()[i] for _, i in jobs], sampling())
     (from_archives,) = run(archived(path), batch, enable_prefix_caching=True)
+    (in_arena,) = run(path, batch, enable_prefix_caching=True, pages="arena")
     *ones, all_of_them = run(
         path, *((name, prompts(), sampling()) for name in NAMES), batch, enable_prefix_caching=True
     )
@@ -66,6 +67,8 @@ def test_tokens_of_the_merged_checkpoint(case, tmp_path, capfd):
     for (name, i), answer in zip(jobs, mixed, strict=True):
         assert answer.tokens == expected[name][i].tokens, (name, i)
     assert answers(from_archives) == mixed
+    assert [answer.tokens for answer in answers(in_arena)] == [answer.tokens for answer in mixed]
+    assert distance(answers(in_arena), mixed) < 0.01
     apart = max(distance(alone[name], expected[name]) for name in NAMES)
     together = distance(mixed, [expected[name][i] for name, i in jobs])
     with capfd.disabled():

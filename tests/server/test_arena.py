@@ -1,0 +1,87 @@
+"""Pages in an arena, which is how a GPU keeps them, here with the kernels' torch twins."""
+
+import pytest
+import yaml
+from engines import answers, distance, in_child, prompts, run, sampling
+from pico import make_family
+
+from layerloom.composer import ComposeError, Family, extract, merge
+from layerloom.composer.codecs import Int4, Int8, Sign
+
+CODECS = {"math": Int8(), "swahili": Int4(), "bengali": Sign()}
+
+
+pytestmark = pytest.mark.usefixtures("engine_environment")
+
+
+@pytest.fixture
+def archives(tmp_path):
+    """A family of three lossy archives; one composition says how it is kept."""
+    content = yaml.safe_load(make_family(tmp_path, "qwen2").read_text())
+    for name, codec in CODECS.items():
+        extract(tmp_path / "base", tmp_path / name, tmp_path / f"{name}.safetensors", codec)
+        content["experts"][name]["path"] = f"{name}.safetensors"
+    content["compositions"] = {"whole": {"task": "math", "language": "swahili", "residency": "assembled"}}
+    path = tmp_path / "archives.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_deltas_that_stay_packed(archives, tmp_path, capfd):
+    """x·B + x·Δ̂ is x·(B + Δ̂), but for where it is rounded; all kinds of pages in one batch."""
+    names = ["math+swahili", "base", "math", "bengali", "math+bengali", "whole"]
+    family, expected = Family.load(archives), {}
+    for name in names:
+        (outputs,) = run(merge(family, name, tmp_path / "merged" / name), (None, prompts()[:4], sampling()))
+        expected[name] = answers(outputs)
+    jobs = [(name, i) for i in range(4) for name in names]
+    batch = [name for name, _ in jobs], [prompts()[i] for _, i in jobs], sampling()
+    (outputs,) = run(archives, batch, pages="arena", residency="delta")
+    found: dict[str, list] = {}
+    for (name, _), answer in zip(jobs, answers(outputs), strict=True):
+        found.setdefault(name, []).append(answer)
+    for name in ("base", "whole"):
+        assert [answer.tokens for answer in found[name]] == [answer.tokens for answer in expected[name]]
+    apart = {name: distance(found[name], expected[name]) for name in names}
+    between = distance(expected["math"], expected["base"])
+    with capfd.disabled():
+        print(f"\ndeltas: largest logprob difference to the merge {max(apart.values()):.2g}; base to math {between:.2g}")
+    assert max(apart.values()) < 0.15
+    assert between > 0.5, "or the test shows nothing"
+
+
+def test_a_bank_smaller_than_all_compositions(tmp_path):
+    """Compositions come and go, pages are pushed together, and every answer stays the same."""
+    path = make_family(tmp_path)
+    names = ["math", "swahili", "bengali", "math+swahili", "math+bengali", "math+swahili@bottom=2,stem=base"]
+    batches = [(name, prompts()[:2], sampling(8)) for name in names * 2]
+    free = run(path, *batches, pages="arena")
+    model = sum(file.stat().st_size for file in (tmp_path / "base").glob("*.safetensors"))
+    for pages in ("arena", "packed"):
+        tight = run(path, *batches, pages=pages, max_loras=1, bank_memory=int(1.5 * model))
+        assert [answers(outputs) for outputs in tight] == [answers(outputs) for outputs in free]
+
+
+@pytest.mark.parametrize("pages", ["arena", "packed"])
+def test_a_bank_that_is_too_small_is_refused_at_the_start(tmp_path, pages):
+    with pytest.raises(Exception, match="engine core|any 2 of") as error:
+        run(make_family(tmp_path), max_loras=2, bank_memory=1000, pages=pages)
+    assert isinstance(error.value, ComposeError)
+    assert "start with a larger --bank-memory or a smaller --max-loras" in str(error.value)
+
+
+def test_tensor_parallel_and_compiled(tmp_path):
+    path = make_family(tmp_path, "qwen3")
+    merged = merge(Family.load(path), "math+swahili", tmp_path / "merged")
+    names = ["math+swahili", "base"] * 4
+    for options, environment in (
+        ({"tensor_parallel_size": 2}, {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}),
+        (
+            {"enforce_eager": False, "compilation_config": {"mode": 3}},
+            {"VLLM_CACHE_ROOT": str(tmp_path / "cache"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")},
+        ),
+    ):
+        job = {"names": names, "options": options}
+        theirs = in_child({**job, "model": str(merged)}, **environment)[::2]
+        ours = in_child({**job, "model": str(path), "options": {**options, "pages": "arena"}}, **environment)[::2]
+        assert [answer.tokens for answer in ours] == [answer.tokens for answer in theirs], options
