@@ -4,7 +4,9 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from .compose_triton import compose_triton
 from .delta import Delta, Dense, Xor
+from .dispatch import use_triton
 
 # Large enough to amortise a torch call, small enough for the fp32 temporaries to stay in the L2 cache.
 CHUNK = 1 << 17
@@ -47,7 +49,8 @@ def compose(
         shapes = {delta.shape for delta in deltas if not isinstance(delta, Dense | Xor)}
         if len(shapes) > 1:
             raise ValueError(f"compose: deltas of the shapes {sorted(shapes)} cover the same numbers")
-    compose_torch(out.view(-1), None if base is None else base.reshape(-1), terms, rest)
+    run = compose_triton if use_triton(out) else compose_torch
+    run(out.view(-1), None if base is None else base.reshape(-1), terms, rest)
     return out
 
 
