@@ -1,167 +1,65 @@
 """compose on a GPU: one launch for a whole page, whatever the deltas of its matrices are.
 
-A program makes a tile of one run of the page: BLOCK_M rows of BLOCK_K columns. Which run, and where each expert's
-payload lies, it reads from a table of int64 that is written on the host and copied ahead of the launch:
-
-    first tile of each run (SEGMENTS numbers, ∞ past the last) | 1 - Σw, w₁ … as fp32 bits |
-    of each run: start in the page, count, K, then of each expert: kind, payload, scales, words in a row (or rank),
-    group (or the fp32 bits of a scale)
-
-Everything moves as integers, and becomes a float only where it is added.
+A program makes one tile; compose_table.py says of which numbers, and from what. Everything moves as integers, and
+becomes a float only where it is added.
 """
 
-import struct
+import itertools
 from collections.abc import Iterator, Sequence
 
 import torch
 import triton
 import triton.language as tl
 
-from .delta import BITS, Delta, Dense, Factors, Packed, Signs, Xor
+from . import compose_table
+from .compose_table import Table
+from .delta import BITS, Delta, Dense
 from .floats import product, rounded, widen
-from .planar import LANES
-from .settings import Settings, Variant, every, settings
+from .settings import Variant, every, settings
 
 DENSE, XOR, INT4, INT8, SIGN, FACTORS = (tl.constexpr(1 << i) for i in range(6))
-ALIKE = 16
-"""In an aligned page every start, count and K is a multiple of this many numbers, every address of as many bytes."""
+HEAD, FIELDS = tl.constexpr(compose_table.HEAD), tl.constexpr(compose_table.FIELDS)
 TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
-BLOCK_R = 32
-HEAD, FIELDS = tl.constexpr(6), tl.constexpr(5)
+BLOCK_R = {torch.bfloat16: 32, torch.float16: 32, torch.float32: 16}
+"""Depth of a step of b @ a. There are no tensor cores for fp32, and 32 spill."""
 
 
 def compose_triton(
     out: torch.Tensor, base: torch.Tensor | None, terms: Sequence[tuple[float, list[Delta]]], rest: float
 ) -> None:
-    """`compose_torch` as one launch. The deltas must lie on out's device, and live until the launch, no longer."""
+    """`compose_torch` as one launch. The deltas lie on out's device; they need to live until the launch, no longer."""
     if not terms:
         terms, rest = [(1.0, [Dense(base)])] if base is not None else [], 0.0
-    copy = len(terms) == 1 and terms[0][0] == 1.0
-    if copy and len(terms[0][1]) == 1 and isinstance(terms[0][1][0], Dense):
-        out.copy_(terms[0][1][0].values.reshape(-1))
-        return
     if not out.numel():
         return
+    ((weight, page), *others) = terms
+    copy = weight == 1.0 and not others
+    if copy and len(page) == 1 and isinstance(page[0], Dense):
+        out.copy_(page[0].values.reshape(-1))
+        return
     chosen = settings("compose", out.device)
-    factor_type = common_type([delta for _, page in terms for delta in page if isinstance(delta, Factors)])
-    runs = list(page_runs([page for _, page in terms], factor_type, chosen))
-    width = 1 << max(4, (len(runs) - 1).bit_length())
-    firsts, tiles = [1 << 62] * width, 0
-    for i, run in enumerate(runs):
-        firsts[i] = tiles
-        tiles += run.tiles
-    numbers = [*firsts, fp32_bits(rest), *(fp32_bits(w) for w, _ in terms)]
-    for run in runs:
-        numbers += run.numbers
-    table = torch.tensor(numbers, dtype=torch.int64, pin_memory=out.is_cuda).to(out.device, non_blocking=True)
-    kinds = 0
-    for run in runs:
-        for kind in run.experts[:: FIELDS.value]:
-            kinds |= kind
-    integers = BITS[out.element_size()]
-    flat = out.view(integers)
+    table = Table(terms, rest, chosen)
+    flat = out.view(BITS[out.element_size()])
     with torch.cuda.device_of(out):
-        _compose[(tiles,)](
+        _compose[(table.tiles,)](
             flat,
-            flat if base is None else base.view(integers),
-            table,
+            flat if base is None else base.view(flat.dtype),
+            table.on(out.device),
             TYPES[out.dtype],
-            kinds,
+            table.kinds,
             len(terms),
-            width,
+            table.width,
             rest != 0.0,
             copy,
-            all(run.aligned for run in runs),
-            TYPES[factor_type],
+            table.aligned,
+            TYPES[table.factor_type],
             chosen.block_m,
             chosen.block_k,
-            BLOCK_R,
+            BLOCK_R[table.factor_type],
             num_warps=chosen.num_warps,
             num_stages=chosen.num_stages,
             enable_fp_fusion=False,
         )
-
-
-class Run:
-    """Numbers of the page that one delta of each expert covers, as rows of K: a line of the table."""
-
-    def __init__(self, start: int, deltas: Sequence[Delta], factor_type: torch.dtype, chosen: Settings) -> None:
-        self.count = deltas[0].shape[0] * deltas[0].shape[1]
-        # Numbers that no delta gives rows of their own are laid in rows as wide as a tile.
-        self.k = next((delta.shape[1] for delta in deltas if not isinstance(delta, Dense | Xor)), chosen.block_k)
-        self.kept: list[torch.Tensor] = []
-        self.full, self.narrow, self.aligned = self.k, LANES, True
-        self.experts = [number for delta in deltas for number in self.line(delta, factor_type)]
-        self.aligned &= not (start % ALIKE or self.count % ALIKE or self.k % ALIKE) and self.fit_tail(deltas)
-        if not self.aligned:
-            self.full, self.narrow = self.k, LANES
-        planes = triton.cdiv(self.k - self.full, self.narrow)
-        across = triton.cdiv(self.full, chosen.block_k) + triton.cdiv(planes * LANES, chosen.block_k)
-        self.tiles = triton.cdiv(triton.cdiv(self.count, self.k), chosen.block_m) * across
-        self.numbers = [start, self.count, self.k, self.full, self.narrow, across, *self.experts]
-
-    def fit_tail(self, deltas: Sequence[Delta]) -> bool:
-        """Sets where the narrower tile of packed words starts; False where not all experts can be read plane by plane."""
-        packed = [delta for delta in deltas if isinstance(delta, Packed | Signs)]
-        tails = {tail(self.k, delta.bits if isinstance(delta, Packed) else 1) for delta in packed}
-        if packed:
-            self.full, self.narrow = min(tails)
-        groups = [delta.group for delta in packed if isinstance(delta, Packed)]
-        if self.full == self.k:
-            return len(tails) <= 1 and all(group % LANES == 0 for group in groups)
-        alone = len(tails) == 1 and not any(isinstance(delta, Factors) for delta in deltas)
-        planes = all(group % LANES == self.full % group == group % self.narrow == 0 for group in groups)
-        return alone and planes and self.narrow % 8 == 0
-
-    def line(self, delta: Delta, factor_type: torch.dtype) -> tuple[int, int, int, int, int]:
-        if isinstance(delta, Dense):
-            return DENSE.value, self.address(delta.values), 0, 0, 0
-        if isinstance(delta, Xor):
-            return XOR.value, self.address(delta.pattern), 0, 0, 0
-        if isinstance(delta, Factors):
-            a, b = self.address(delta.a.to(factor_type)), self.address(delta.b.to(factor_type))
-            return FACTORS.value, b, a, delta.b.shape[1], fp32_bits(delta.scale)
-        words, in_row = self.address(delta.words), delta.words.shape[1]
-        self.aligned &= in_row % 4 == 0
-        if isinstance(delta, Signs):
-            return SIGN.value, words, self.address(delta.scales.float()), in_row, 0
-        kind = INT4.value if delta.bits == 4 else INT8.value
-        return kind, words, self.address(delta.scales.to(torch.bfloat16)), in_row, delta.group
-
-    def address(self, tensor: torch.Tensor) -> int:
-        tensor = tensor.contiguous()
-        # A copy made here lives until the launch is queued; afterwards the allocator reuses it in stream order.
-        self.kept.append(tensor)
-        self.aligned &= tensor.data_ptr() % ALIKE == 0
-        return tensor.data_ptr()
-
-
-def tail(k: int, bits: int) -> tuple[int, int]:
-    """Where the narrower tile of a packed row starts, and how many words it has; (K, 32) without one."""
-    fields = 32 // bits
-    full = k - k % (LANES * fields)
-    return full, -(-(k - full) // fields) or LANES
-
-
-def page_runs(pages: Sequence[list[Delta]], factor_type: torch.dtype, chosen: Settings) -> Iterator[Run]:
-    start = 0
-    for deltas in zip(*pages, strict=True):
-        rows, k = deltas[0].shape
-        if rows * k:
-            yield Run(start, deltas, factor_type, chosen)
-        start += rows * k
-
-
-def common_type(factors: Sequence[Factors]) -> torch.dtype:
-    """The dtype that a and b have in all of them, or fp32, which holds any."""
-    found = {tensor.dtype for factor in factors for tensor in (factor.a, factor.b)} or {torch.bfloat16}
-    (only,) = found if len(found) == 1 else {torch.float32}
-    return only if only in TYPES else torch.float32
-
-
-def fp32_bits(x: float) -> int:
-    (bits,) = struct.unpack("<I", struct.pack("<f", x))
-    return int(bits)
 
 
 @triton.jit
@@ -198,16 +96,21 @@ def _codes(
 
 
 @triton.jit
-def _packed(codes, scales, group, row, rows, k, column, origin, BITS: tl.constexpr, ALIGNED: tl.constexpr):
+def _packed(
+    words, scales, in_row, group, row0, row, rows, k, column, origin, plane, lane, from_column, mask,
+    BITS: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
     """s·q, [rows, planes, 32] fp32."""
+    codes = _codes(words, in_row, row, k, column, plane, lane, from_column, mask, BITS, ALIGNED)
     # 2^23 + code, by its bits; cheaper than a conversion.
     code = codes & ((1 << BITS) - 1) | 0x4B000000
     q = code.to(tl.float32, bitcast=True) - (8388608.0 + (1 << (BITS - 1)))
     if ALIGNED:
         # Groups are made of whole planes.
         column = origin
-    at = row * ((k + group - 1) // group) + column // group
-    scale = tl.load(scales + at, mask=(row < rows) & (column < k), other=0)
+    groups = (k + group - 1) // group
+    at = row * groups + column // group
+    scale = tl.load(scales + row0 * groups + at, mask=(row < rows) & (column < k), other=0)
     return q * (scale.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
 
 
@@ -303,7 +206,7 @@ def _compose(
         expert = line + HEAD + FIELDS * i
         kind = tl.load(expert)
         payload = tl.load(expert + 1)
-        if (PATTERNS & KINDS) == KINDS or ((PATTERNS & KINDS) != 0 and kind <= XOR):
+        if (PATTERNS & KINDS) == KINDS or (PATTERNS & KINDS and kind <= XOR):
             source = _pointer(payload, BITS_TYPE, ALIGNED) + skipped
             bits = tl.load(source + inside, mask=mask, other=0)
             if XOR & KINDS:
@@ -317,29 +220,28 @@ def _compose(
             words = _pointer(payload, tl.int32, ALIGNED) + row0 * in_row
             in_row = in_row.to(tl.int32)
             group = extra.to(tl.int32)
+            scale = _pointer(scales, tl.int16, ALIGNED)
             delta = tl.zeros([BLOCK_M, PLANES, 32], tl.float32)
-            if INT4 & KINDS:
-                if kind == INT4:
-                    codes = _codes(words, in_row, row, k, column, plane, lane, from_column, mask, 4, ALIGNED)
-                    some = _pointer(scales, tl.int16, ALIGNED) + row0 * ((k + group - 1) // group)
-                    delta = _packed(codes, some, group, row, rows, k, column, origin, 4, ALIGNED)
-            if INT8 & KINDS:
-                if kind == INT8:
-                    codes = _codes(words, in_row, row, k, column, plane, lane, from_column, mask, 8, ALIGNED)
-                    some = _pointer(scales, tl.int16, ALIGNED) + row0 * ((k + group - 1) // group)
-                    delta = _packed(codes, some, group, row, rows, k, column, origin, 8, ALIGNED)
-            if SIGN & KINDS:
-                if kind == SIGN:
-                    codes = _codes(words, in_row, row, k, column, plane, lane, from_column, mask, 1, ALIGNED)
-                    alpha = tl.load(_pointer(scales, tl.float32, ALIGNED) + row0 + row, mask=row < rows, other=0.0)
-                    delta = (alpha.to(tl.int32, bitcast=True) ^ (codes << 31)).to(tl.float32, bitcast=True)
-            if FACTORS & KINDS:
-                if kind == FACTORS:
-                    b_ptr = _pointer(payload, FACTOR_TYPE, ALIGNED) + row0 * in_row
-                    flat = from_column + plane0 * wide + tl.arange(0, BLOCK_K)
-                    a_ptr = _pointer(scales, FACTOR_TYPE, ALIGNED)
-                    delta = _factors(a_ptr, b_ptr, in_row, rows, k, flat, flat < end, BLOCK_M, BLOCK_K, BLOCK_R)
-                    delta = tl.reshape(delta, [BLOCK_M, PLANES, 32]) * _float(extra)
+            if INT4 & KINDS and kind == INT4:
+                delta = _packed(
+                    words, scale, in_row, group, row0, row, rows, k, column, origin, plane, lane, from_column, mask,
+                    4, ALIGNED,
+                )  # fmt: skip
+            if INT8 & KINDS and kind == INT8:
+                delta = _packed(
+                    words, scale, in_row, group, row0, row, rows, k, column, origin, plane, lane, from_column, mask,
+                    8, ALIGNED,
+                )  # fmt: skip
+            if SIGN & KINDS and kind == SIGN:
+                codes = _codes(words, in_row, row, k, column, plane, lane, from_column, mask, 1, ALIGNED)
+                alpha = tl.load(_pointer(scales, tl.float32, ALIGNED) + row0 + row, mask=row < rows, other=0.0)
+                delta = (alpha.to(tl.int32, bitcast=True) ^ (codes << 31)).to(tl.float32, bitcast=True)
+            if FACTORS & KINDS and kind == FACTORS:
+                b_ptr = _pointer(payload, FACTOR_TYPE, ALIGNED) + row0 * in_row
+                a_ptr = _pointer(scales, FACTOR_TYPE, ALIGNED)
+                flat = from_column + plane0 * wide + tl.arange(0, BLOCK_K)
+                delta = _factors(a_ptr, b_ptr, in_row, rows, k, flat, flat < end, BLOCK_M, BLOCK_K, BLOCK_R)
+                delta = tl.reshape(delta, [BLOCK_M, PLANES, 32]) * _float(extra)
             exact = rounded(widen(base.to(DTYPE, bitcast=True)) + delta, DTYPE)
             bits = exact.to(BITS_TYPE, bitcast=True)
         if COPY:
@@ -352,31 +254,30 @@ def _compose(
 
 
 def variants(arch: str) -> Iterator[Variant]:
-    """The kernel for each codec alone and beside dense or XORed vectors, for one expert as it is and for a blend."""
-    vectors = DENSE.value | XOR.value
-    names = {"exact": XOR, "int4": INT4, "int8": INT8, "sign": SIGN, "factors": FACTORS}
-    forms = [(f"{name} {experts}", vectors | kind.value, experts) for name, kind in names.items() for experts in (1, 2)]
-    forms += [("dense 2", DENSE.value, 2)]
+    """The kernel for each codec beside dense or XORed vectors, for one expert as it is and for a blend of two.
+
+    Left out is what has fewer registers than its neighbour: a lone expert in other dtypes, and fp16 unaligned.
+    """
+    forms = {"exact": XOR, "int4": INT4, "int8": INT8, "sign": SIGN, "factors": FACTORS}
     for chosen in every("compose", arch):
-        for dtype, bits in (("bf16", "i16"), ("fp16", "i16"), ("fp32", "i32")):
-            for name, kinds, experts in forms:
-                for aligned in (True, False):
-                    float_type = {"bf16": tl.bfloat16, "fp16": tl.float16, "fp32": tl.float32}[dtype]
-                    constants = {
-                        "DTYPE": float_type,
-                        "KINDS": kinds,
-                        "EXPERTS": experts,
-                        "SEGMENTS": 16,
-                        "REST": experts > 1,
-                        "COPY": experts == 1,
-                        "ALIGNED": aligned,
-                        "FACTOR_TYPE": float_type,
-                        "BLOCK_M": chosen.block_m,
-                        "BLOCK_K": chosen.block_k,
-                        "BLOCK_R": BLOCK_R,
-                    }
-                    types = {"out_ptr": f"*{bits}", "base_ptr": f"*{bits}", "table_ptr": "*i64"}
-                    label = f"compose {name} {dtype}{'' if aligned else ' unaligned'}"
-                    yield Variant(
-                        label, _compose, types, constants, tuple(types) if aligned else ("table_ptr",), chosen
-                    )
+        for dtype, torch_type in (("bf16", torch.bfloat16), ("fp16", torch.float16), ("fp32", torch.float32)):
+            bits = "*i32" if dtype == "fp32" else "*i16"
+            for (name, kind), experts, aligned in itertools.product(forms.items(), (1, 2), (True, False)):
+                if (experts == 1 and dtype != "bf16") or (not aligned and (experts == 1 or dtype == "fp16")):
+                    continue
+                constants = {
+                    "DTYPE": TYPES[torch_type],
+                    "KINDS": (DENSE | XOR | kind).value,
+                    "EXPERTS": experts,
+                    "SEGMENTS": 16,
+                    "REST": experts > 1,
+                    "COPY": experts == 1,
+                    "ALIGNED": aligned,
+                    "FACTOR_TYPE": TYPES[torch_type],
+                    "BLOCK_M": chosen.block_m,
+                    "BLOCK_K": chosen.block_k,
+                    "BLOCK_R": BLOCK_R[torch_type],
+                }
+                types = {"out_ptr": bits, "base_ptr": bits, "table_ptr": "*i64"}
+                label = f"compose {name} x{experts} {dtype}{'' if aligned else ' unaligned'}"
+                yield Variant(label, _compose, types, constants, tuple(types) if aligned else ("table_ptr",), chosen)

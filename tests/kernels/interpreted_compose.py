@@ -1,4 +1,4 @@
-"""compose's Triton kernel against its torch twin, bit by bit; float64 judges both. test_interpreted.py runs this file."""
+"""compose's Triton kernel against its torch twin, bit by bit, and float64; test_interpreted.py runs this file."""
 
 import os
 
@@ -14,7 +14,8 @@ from layerloom.kernels.settings import Settings
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 DTYPES = [BF16, FP16, FP32]
 KINDS = ["dense", "xor", "int4", "int8", "sign"]
-WIDTHS = [1, 3, 31, 100, 257, 1023, 1025, 1300]
+WIDTHS = [(k, BF16) for k in (1, 3, 31, 100, 257, 1023, 1025, 1300)]
+WIDTHS += [(31, FP16), (1300, FP16), (1, FP32), (257, FP32), (1025, FP32)]
 GUARD = 64
 
 
@@ -113,9 +114,8 @@ def judge(found, base, experts, weights):
     assert bool(((found.double() - total).abs() <= 2 * eps * size + 1e-6)[fine].all())
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("k", WIDTHS)
+@pytest.mark.parametrize(("k", "dtype"), WIDTHS)
 def test_each_codec(monkeypatch, launches, kind, k, dtype):
     rows = 3 if k > 200 else 19
     base = torch.randn(rows * k, generator=torch.Generator().manual_seed(k)).to(dtype)
@@ -130,7 +130,7 @@ def test_each_codec(monkeypatch, launches, kind, k, dtype):
     assert len(launches) == (1 if kind == "dense" else 2)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [BF16, FP32])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("k", [1024, 1280, 1536, 1792, 1152])
 def test_what_aligned_pages_read_in_vectors(monkeypatch, launches, kind, k, dtype):
@@ -141,7 +141,7 @@ def test_what_aligned_pages_read_in_vectors(monkeypatch, launches, kind, k, dtyp
         judge(agree(monkeypatch, base, [page], [0.7]), base, [page], [0.7])
     else:
         agree(monkeypatch, base, [page], [0.7])
-    (grid, arguments), *more = launches
+    (_, arguments), *more = launches
     assert not more and arguments["ALIGNED"] == (not (kind == "sign" and k == 1152))
 
 
