@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from .compose_triton import compose_triton
 from .delta import Delta, Dense, Xor
 from .dispatch import use_triton
 
@@ -49,8 +48,14 @@ def compose(
         shapes = {delta.shape for delta in deltas if not isinstance(delta, Dense | Xor)}
         if len(shapes) > 1:
             raise ValueError(f"compose: deltas of the shapes {sorted(shapes)} cover the same numbers")
-    run = compose_triton if use_triton(out) else compose_torch
-    run(out.view(-1), None if base is None else base.reshape(-1), terms, rest)
+    flat, under = out.view(-1), None if base is None else base.reshape(-1)
+    if use_triton(out):
+        # Here, because not every machine without a GPU has Triton.
+        from .compose_triton import compose_triton
+
+        compose_triton(flat, under, terms, rest)
+    else:
+        compose_torch(flat, under, terms, rest)
     return out
 
 

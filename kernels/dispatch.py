@@ -8,8 +8,6 @@ import os
 
 import torch
 
-from .floats import INTERPRETED
-
 CHOICES = ("auto", "torch", "triton")
 
 
@@ -18,6 +16,6 @@ def use_triton(tensor: torch.Tensor) -> bool:
     choice = os.environ.get("LAYERLOOM_KERNELS", "auto")
     if choice not in CHOICES:
         raise ValueError(f"LAYERLOOM_KERNELS is {choice!r}, and must be one of {', '.join(CHOICES)}")
-    if choice == "triton" and not tensor.is_cuda and not INTERPRETED.value:
+    if choice == "triton" and not tensor.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError("LAYERLOOM_KERNELS=triton: tensors are on the CPU, where Triton needs TRITON_INTERPRET=1")
     return choice == "triton" or (choice == "auto" and tensor.is_cuda)
