@@ -1,11 +1,11 @@
 """compose: a blend of a base and its experts, one pass over a page."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
 from .delta import Delta, Dense, Xor
-from .dispatch import use_numba
+from .dispatch import use_numba, use_triton
 
 # Large enough to amortise a torch call, small enough for the fp32 temporaries to stay in the L2 cache.
 CHUNK = 1 << 17
@@ -48,11 +48,21 @@ def compose(
         shapes = {delta.shape for delta in deltas if not isinstance(delta, Dense | Xor)}
         if len(shapes) > 1:
             raise ValueError(f"compose: deltas of the shapes {sorted(shapes)} cover the same numbers")
-    run = compose_torch
-    if use_numba(out):
-        from .compose_cpu import compose_compiled as run
-    run(out.view(-1), None if base is None else base.reshape(-1), terms, rest)
+    implementation(out)(out.view(-1), None if base is None else base.reshape(-1), terms, rest)
     return out
+
+
+def implementation(out: torch.Tensor) -> Callable[..., None]:
+    """What composes into `out`. numba and the kernels are loaded when they are first needed."""
+    if use_triton(out):
+        from .compose_triton import compose_triton
+
+        return compose_triton
+    if use_numba(out):
+        from .compose_cpu import compose_compiled
+
+        return compose_compiled
+    return compose_torch
 
 
 def compose_torch(

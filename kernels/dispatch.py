@@ -9,8 +9,6 @@ from functools import cache
 
 import torch
 
-from .floats import INTERPRETED
-
 CHOICES = ("auto", "torch", "triton")
 # Below this many numbers torch takes less than a millisecond, and numba need not be loaded.
 WORTHWHILE = 1 << 16
@@ -21,7 +19,7 @@ def use_triton(tensor: torch.Tensor) -> bool:
     choice = os.environ.get("LAYERLOOM_KERNELS", "auto")
     if choice not in CHOICES:
         raise ValueError(f"LAYERLOOM_KERNELS is {choice!r}, and must be one of {', '.join(CHOICES)}")
-    if choice == "triton" and not tensor.is_cuda and not INTERPRETED.value:
+    if choice == "triton" and not tensor.is_cuda and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError("LAYERLOOM_KERNELS=triton: tensors are on the CPU, where Triton needs TRITON_INTERPRET=1")
     return choice == "triton" or (choice == "auto" and tensor.is_cuda)
 

@@ -56,7 +56,7 @@ class Variant:
 EVER = 1 << 62
 Rows = tuple[tuple[int, Settings], ...]
 TABLE: dict[str, dict[str, Rows]] = {
-    "compose": {"default": ((EVER, Settings(16, 256, 0, 4, 1)),)},
+    "compose": {"default": ((EVER, Settings(16, 64, 256, 8, 1)),)},
     "paged_linear": {
         "default": (
             (64, Settings(16, 64, 128, 4, 2)),

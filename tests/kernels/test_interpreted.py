@@ -13,7 +13,7 @@ HERE = Path(__file__).parent
 
 @pytest.mark.parametrize("file", sorted(HERE.glob("interpreted_*.py")), ids=lambda file: file.stem)
 def test_in_the_interpreter(file):
-    command = [sys.executable, "-m", "pytest", str(file), "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", str(file), "-p", "no:cacheprovider"]
     env = {**os.environ, "TRITON_INTERPRET": "1", "LAYERLOOM_KERNELS": "triton"}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

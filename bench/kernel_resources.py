@@ -1,0 +1,166 @@
+"""Registers, spills and shared memory of every kernel in every form that is launched, without a GPU.
+
+    python bench/kernel_resources.py            compile, print, and compare with tests/kernels/resources.csv
+    python bench/kernel_resources.py --write    … and write that table anew
+    python bench/kernel_resources.py --only 'compose .* bf16'
+
+Every module of layerloom.kernels that has a function `variants(arch)` takes part; kernels/settings.py says what it
+yields. A spill fails, as does growth against the table, shared memory that the architecture does not have, and a kernel
+that is not in the table. Compared under the Triton that wrote the table; under another one only spills count.
+"""
+
+import argparse
+import contextlib
+import csv
+import functools
+import importlib
+import io
+import os
+import pkgutil
+import re
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from layerloom import kernels
+from layerloom.kernels.settings import ARCHITECTURES, Settings, Variant
+
+TABLE = Path(__file__).parents[1] / "tests" / "kernels" / "resources.csv"
+SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+"""Bytes of shared memory that a program can have."""
+
+
+class Row(NamedTuple):
+    kernel: str
+    arch: str
+    settings: str
+    registers: int
+    spills: int
+    shared: int
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self[:3]
+
+
+@functools.cache
+def found(arch: str) -> list[Variant]:
+    modules = [importlib.import_module(f"{kernels.__name__}.{m.name}") for m in pkgutil.iter_modules(kernels.__path__)]
+    return [variant for module in modules if hasattr(module, "variants") for variant in module.variants(arch)]
+
+
+def label(settings: Settings) -> str:
+    tile = f"{settings.block_m}x{settings.block_n}x{settings.block_k}"
+    return f"{tile} {settings.num_warps} warps {settings.num_stages} stages"
+
+
+def compiled(variant: Variant, arch: str) -> tuple[triton.compiler.CompiledKernel, str]:
+    """The kernel and what ptxas said of it."""
+    function = variant.kernel
+    while not isinstance(function, triton.JITFunction):
+        function = function.fn
+    names = function.arg_names
+    absent = set(names) - set(variant.types) - set(variant.constants)
+    if absent:
+        raise ValueError(f"{variant.name}: variants() says nothing of {', '.join(sorted(absent))}")
+    source = ASTSource(
+        function,
+        signature={name: variant.types.get(name, "constexpr") for name in names},
+        constexprs={name: value for name, value in variant.constants.items() if name in names},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned},
+    )
+    target = GPUTarget("cuda", int(arch[3:]), 32) if arch.startswith("sm_") else GPUTarget("hip", arch, 64)
+    options = {"num_warps": variant.settings.num_warps, "num_stages": variant.settings.num_stages}
+    with contextlib.redirect_stdout(io.StringIO()) as log:
+        kernel = triton.compile(source, target=target, options={**options, "enable_fp_fusion": False})
+    return kernel, log.getvalue()
+
+
+def measure(arch: str, index: int) -> Row:
+    # ptxas tells registers; without a device nothing else does.
+    knobs.nvidia.dump_ptxas_log = True
+    knobs.compilation.always_compile = True
+    variant = found(arch)[index]
+    kernel, log = compiled(variant, arch)
+    if arch.startswith("sm_"):
+        text, used, spilled = log, r"Used (\d+) registers", r"(\d+) bytes spill stores"
+    else:
+        text, used, spilled = kernel.asm["amdgcn"], r"\.vgpr_count:\s+(\d+)", r"\.[sv]gpr_spill_count:\s+(\d+)"
+    registers, spills = max(map(int, re.findall(used, text))), sum(map(int, re.findall(spilled, text)))
+    return Row(variant.name, arch, label(variant.settings), registers, spills, kernel.metadata.shared)
+
+
+def measure_all(only: str) -> list[Row]:
+    jobs = [(arch, i) for arch in ARCHITECTURES for i, v in enumerate(found(arch)) if re.search(only, v.name)]
+    with tempfile.TemporaryDirectory() as cache:
+        os.environ["TRITON_CACHE_DIR"] = cache
+        with ProcessPoolExecutor() as pool:
+            return list(pool.map(measure, *zip(*jobs, strict=True), chunksize=8)) if jobs else []
+
+
+def read_table() -> tuple[str, dict[tuple[str, str, str], Row]]:
+    """The Triton that wrote it, and its rows."""
+    if not TABLE.exists():
+        return triton.__version__, {}
+    version, _, *lines = TABLE.read_text().splitlines()
+    rows = (Row(kernel, arch, settings, *map(int, numbers)) for kernel, arch, settings, *numbers in csv.reader(lines))
+    return version.removeprefix("# triton "), {row.key: row for row in rows}
+
+
+def write_table(rows: list[Row]) -> None:
+    with TABLE.open("w", newline="") as file:
+        file.write(f"# triton {triton.__version__}\n")
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(Row._fields)
+        writer.writerows(sorted(rows))
+
+
+def faults(rows: list[Row], table: dict[tuple[str, str, str], Row], whole: bool, same_compiler: bool) -> list[str]:
+    """What is wrong, a line for each."""
+    lines = [f"{row.kernel}, {row.arch}: spills {row.spills}" for row in rows if row.spills]
+    keys = [row.key for row in rows]
+    lines += [f"{key[0]}, {key[1]}: two variants of one name and settings" for key in {*keys} if keys.count(key) > 1]
+    for row in rows:
+        if row.shared > SHARED[row.arch]:
+            lines.append(f"{row.kernel}, {row.arch}: {row.shared} bytes of shared memory of {SHARED[row.arch]}")
+        if row.key not in table:
+            lines.append(f"{row.kernel}, {row.arch}, {row.settings}: not in the table")
+        elif same_compiler:
+            for field in ("registers", "shared"):
+                was, now = getattr(table[row.key], field), getattr(row, field)
+                if now > was:
+                    lines.append(f"{row.kernel}, {row.arch}, {row.settings}: {field} {was} → {now}")
+    if whole:
+        lines += [f"{', '.join(key)}: in the table, but not a kernel" for key in table.keys() - set(keys)]
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--only", default="")
+    arguments = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("TRITON_INTERPRET=1 is set: kernels that are interpreted cannot be compiled")
+    rows = measure_all(arguments.only)
+    for row in rows:
+        print(*row, sep=", ")
+    version, table = read_table()
+    if arguments.write:
+        kept = [row for row in table.values() if arguments.only and not re.search(arguments.only, row.kernel)]
+        write_table([*kept, *rows])
+        version, table = read_table()
+    wrong = faults(rows, table, whole=not arguments.only, same_compiler=version == triton.__version__)
+    print(f"{len(rows)} kernels, {len(wrong)} faults", *wrong, sep="\n")
+    return 1 if wrong or not rows else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Every kernel compiles for every architecture, spills nothing and has not grown: bench/kernel_resources.py says so."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "bench" / "kernel_resources.py"
+
+
+def script():
+    spec = importlib.util.spec_from_file_location("kernel_resources", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_what_is_a_fault():
+    resources = script()
+    was = resources.Row("compose int4", "sm_90", "16x64x256 8 warps 1 stages", 48, 0, 1024)
+    table = {was.key: was}
+
+    def faults(*rows, whole=True, same_compiler=True):
+        return resources.faults(list(rows), table, whole, same_compiler)
+
+    assert not faults(was) and not faults(was._replace(registers=40, shared=0))
+    assert faults(was._replace(registers=49)) == [f"{', '.join(was.key)}: registers 48 → 49"]
+    assert faults(was._replace(shared=2048)) == [f"{', '.join(was.key)}: shared 1024 → 2048"]
+    assert not faults(was._replace(registers=49), same_compiler=False)
+    assert faults(was._replace(spills=4), same_compiler=False) == ["compose int4, sm_90: spills 4"]
+    assert "bytes of shared memory of 232448" in faults(was._replace(shared=1 << 18))[0]
+    assert "not in the table" in faults(was, was._replace(arch="sm_80"))[0]
+    assert "not a kernel" in faults()[0] and not faults(whole=False)
+    assert "two variants" in faults(was, was)[0]
+
+
+def test_the_table_is_of_this_triton():
+    resources = script()
+    version, table = resources.read_table()
+    assert version == resources.triton.__version__ and {row.arch for row in table.values()} == {
+        *resources.ARCHITECTURES
+    }
+
+
+def test_resources():
+    # A process of its own: one that has interpreted kernels cannot compile them.
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, str(SCRIPT)], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
