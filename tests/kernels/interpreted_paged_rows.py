@@ -24,7 +24,9 @@ def norms(tokens, kind, dtype, heads, residual, unit_offset, width=24):
     live = torch.tensor(pages) >= 0
     total = (x.double() + other.double() if residual else x.double())[live]
     factor = weights[torch.tensor(pages)[live]].double() + unit_offset
-    exact = total / (total.square().mean(-1, keepdim=True) + 1e-6).sqrt() * factor.view(-1, *(1,) * (x.dim() - 2), width)
+    exact = (
+        total / (total.square().mean(-1, keepdim=True) + 1e-6).sqrt() * factor.view(-1, *(1,) * (x.dim() - 2), width)
+    )
     for y, z in (found, twin):
         close(y[live], exact, dtype)
         assert (y[~live] == 0).all() and y.is_contiguous() and y.shape == x.shape
