@@ -75,12 +75,12 @@ def _paged_embedding(
     token = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     slot = tl.load(slots_ptr + token)
-    page = tl.load(pages_ptr + slot, mask=slot >= 0, other=-1).to(tl.int64)
+    page = tl.where(slot >= 0, tl.load(pages_ptr + tl.maximum(slot, 0)), -1).to(tl.int64)
     row = tl.load(ids_ptr + token * id_stride).to(tl.int64)
     known = (page >= 0) & (row >= 0) & (row < vocabulary)
-    inside = column < width
-    numbers = tl.load(w_ptr + page * w_page + row * w_row + column, mask=inside & known, other=0.0)
-    tl.store(y_ptr + token * width + column, numbers, mask=inside)
+    read = column < tl.where(known, width, 0)
+    numbers = tl.load(w_ptr + page * w_page + row * w_row + column, mask=read, other=0.0)
+    tl.store(y_ptr + token * width + column, numbers, mask=column < width)
 
 
 def variants(arch: str) -> Iterator[Variant]:

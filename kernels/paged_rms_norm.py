@@ -173,10 +173,11 @@ def _paged_rms_norm(
     column = tl.arange(0, BLOCK)
     inside = column < width
     slot = tl.load(slots_ptr + token)
-    page = tl.load(pages_ptr + slot, mask=slot >= 0, other=-1)
+    page = tl.where(slot >= 0, tl.load(pages_ptr + tl.maximum(slot, 0)), -1)
     stored = (head < heads) & inside[None, :]
-    # A token without a page is zeros, through and through.
-    mask = stored & (page >= 0)
+    # A token without a page reads nothing, and so is zeros through and through.
+    read = column < tl.where(page >= 0, width, 0)
+    mask = (head < heads) & read[None, :]
     z = widen(tl.load(x_ptr + token * x_token + head * x_head + column[None, :], mask=mask, other=0.0))
     at = (token * heads + head) * width + column[None, :]
     if RESIDUAL:
@@ -184,7 +185,7 @@ def _paged_rms_norm(
         z += widen(tl.load(other, mask=mask, other=0.0))
         tl.store(z_ptr + at, rounded(z, z_ptr.dtype.element_ty), mask=stored)
     y = z * tl.rsqrt(tl.sum(z * z, axis=1) / width + eps)[:, None]
-    w = tl.load(w_ptr + page.to(tl.int64) * w_page + column, mask=inside & (page >= 0), other=0.0)
+    w = tl.load(w_ptr + page.to(tl.int64) * w_page + column, mask=read, other=0.0)
     if UNIT_OFFSET:
         y = y * (widen(w) + 1.0)[None, :]
     else:

@@ -30,7 +30,7 @@ def slots_of(tokens: int, kind: str, padding: int = 0) -> torch.Tensor:
 
 
 class Arena:
-    """Pages with NaN around them. `ids` gives the id of page 0, 1, …; `view` the pages as the kernels are given them."""
+    """Pages with poison around them: `ids` of page 0, 1, …, and `view` of all pages as kernels are given it."""
 
     def __init__(self, pages: list[torch.Tensor]) -> None:
         like = pages[0]
