@@ -89,6 +89,7 @@ class CompositionManager:
         self._adapters: OrderedDict[int, Adapter] = OrderedDict()
         self._pinned: set[int] = set()
         self._active: frozenset[int] = frozenset()
+        self._needed_now: frozenset[int] = frozenset()
         self._forget_routes()
 
     def _forget_routes(self) -> None:
@@ -150,11 +151,12 @@ class CompositionManager:
                 self._forget_routes()
 
     def _evict(self) -> bool:
-        for adapter_id in self._adapters:
-            if adapter_id not in self._active and adapter_id not in self._pinned:
-                del self._adapters[adapter_id]
-                return True
-        return False
+        """Lets go of the composition that was longest unused, those of the last step and pinned ones last."""
+        free = [adapter_id for adapter_id in self._adapters if adapter_id not in self._needed_now]
+        if not free:
+            return False
+        del self._adapters[min(free, key=lambda adapter_id: (adapter_id in self._pinned, adapter_id in self._active))]
+        return True
 
     def remove_adapter(self, adapter_id: int) -> bool:
         self._pinned.discard(adapter_id)
@@ -177,9 +179,10 @@ class CompositionManager:
     def set_active_adapters(self, requests: set[LoRARequest], mapping: Any | None) -> None:
         """Routes the coming step: `mapping` names the adapter id of each token and of each sampled token."""
         # First, so that making room for one of them never evicts another.
-        self._active = frozenset(request.lora_int_id for request in requests)
+        self._active = self._needed_now = frozenset(request.lora_int_id for request in requests)
         for request in requests:
             self.add_adapter(request)
+        self._needed_now = frozenset()
         if mapping is None:
             return
         if mapping.index_mapping != self._tokens:
