@@ -20,6 +20,9 @@ Part = int
 Key = tuple[Part, LayerBlend, Codec | None]
 """What tells pages from each other; the codec is that of a page kept as deltas."""
 
+Hosts = dict[tuple[int, int, torch.dtype], torch.Tensor]
+"""Memory that one page after another is read into, because fresh memory costs more than the work."""
+
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
@@ -41,11 +44,14 @@ class Engine(Protocol):
     def spans(self, part: Part, kind: str) -> Sequence[tuple[int, int]]:
         """The [start, end) ranges of a flat page that hold that part's parameters of one kind (see plan.KINDS)."""
 
-    def room(self, part: Part, dtype: torch.dtype) -> Room:
-        """Memory for a page of that part. Raises NoRoom."""
+    def host(self, size: int, dtype: torch.dtype) -> torch.Tensor:
+        """Memory of the host, [size], to fill."""
 
     def fill(self, part: Part, flat: torch.Tensor, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Writes Hugging Face tensors of that part over all of `flat`, in the engine's own fused layout."""
+
+    def upload(self, part: Part, host: torch.Tensor) -> Room:
+        """A flat page where pages are composed. Raises NoRoom."""
 
     def bytes(self, part: Part) -> int:
         """What a page of that part takes, in the dtype the engine computes in."""
@@ -59,9 +65,17 @@ class Engine(Protocol):
     def delta_bytes(self, part: Part, codec: Codec) -> int | None:
         """What a page of deltas takes beside the base's page, or None where the engine cannot keep one."""
 
-    def pack(
-        self, part: Part, codec: Codec, vectors: Iterable[tuple[str, torch.Tensor]], matrices: Mapping[str, Parts]
-    ) -> Any:
+    def fill_deltas(
+        self,
+        part: Part,
+        codec: Codec,
+        host: torch.Tensor,
+        vectors: Iterable[tuple[str, torch.Tensor]],
+        matrices: Mapping[str, Parts],
+    ) -> None:
+        """Writes a page of deltas, uint8 [delta_bytes], in the engine's own layout."""
+
+    def upload_deltas(self, part: Part, codec: Codec, host: torch.Tensor) -> Any:
         """The page that computes with the base's matrices and their packed differences. Raises NoRoom."""
 
     def seal(self, part: Part, room: Room) -> Any:
@@ -80,7 +94,7 @@ class Bank:
     def __init__(self, family: Family, engine: Engine) -> None:
         self.family = family
         self.engine = engine
-        self._rooms: dict[tuple[int, int, torch.dtype], Room] = {}
+        self._staged: dict[Key, list[torch.Tensor]] = {}
         self._dtypes = [self._dtype(part) for part in range(family.depth + 1)]
         self._pages: WeakValueDictionary[Key, Any] = WeakValueDictionary()
 
@@ -90,10 +104,24 @@ class Bank:
 
     def pages(self, plan: Plan) -> tuple[Any, ...]:
         """One page per layer, then the stem's. Raises ComposeError, leaving nothing behind, if one cannot be made."""
+        hosts: Hosts = {}
+        return tuple(self._page(key, hosts) for key in self.keys(plan))
+
+    def stage(self, plan: Plan) -> None:
+        """Reads what `pages` will have to, into the host's memory. May run on a thread of its own.
+
+        Raises ComposeError, leaving nothing behind.
+        """
         try:
-            return tuple(self._page(key) for key in self.keys(plan))
-        finally:
-            self._rooms.clear()
+            for key in self.own(plan).difference(self._pages, self._staged):
+                self._staged[key] = self._read(key, {})
+        except BaseException:
+            self._staged.clear()
+            raise
+
+    def unstage(self) -> None:
+        """Lets go of all that was read ahead."""
+        self._staged.clear()
 
     def keys(self, plan: Plan) -> list[Key]:
         """The pages of a plan: one for each layer, then the stem's."""
@@ -120,24 +148,64 @@ class Bank:
             raise ComposeError(f"a page has one dtype, of {', '.join(DTYPES)}, but in {self.family.base.path} {found}")
         return DTYPES[next(iter(of))]
 
-    def _page(self, key: Key) -> Any:
+    def _page(self, key: Key, hosts: Hosts) -> Any:
         part, blend, codec = key
         if blend.uniform == ():
             return self.engine.base_page(part)
         page = self._pages.get(key)
         if page is None:
-            page = self._assemble(part, blend) if codec is None else self._pack(part, blend, codec)
+            read = self._staged.pop(key, None) or self._read(key, hosts)
+            if codec is None:
+                page = self._compose(part, blend, read)
+            else:
+                page = self.engine.upload_deltas(part, codec, read[0])
             self._pages[key] = page
         return page
 
-    def _pack(self, part: Part, blend: LayerBlend, codec: Codec) -> Any:
+    def _read(self, key: Key, hosts: Hosts) -> list[torch.Tensor]:
+        """What a page is made of, in the host's memory: `_sources` in the engine's layout, or a page of deltas."""
+        part, blend, codec = key
+        if codec is not None:
+            return [self._read_deltas(part, blend, codec)]
+        flats = []
+        for number, source in enumerate(self._sources(part, blend)):
+            place = number, self.engine.size(part), self._dtypes[part]
+            if place not in hosts:
+                hosts[place] = self.engine.host(*place[1:])
+            checkpoint = self.family.checkpoint(source)
+            named = ((name, checkpoint.read(name)) for name in self._names(part, source))
+            self.engine.fill(part, hosts[place], named)
+            flats.append(hosts[place])
+        return flats
+
+    def _read_deltas(self, part: Part, blend: LayerBlend, codec: Codec) -> torch.Tensor:
         ((expert, _),) = blend.uniform or ()
         archive = self.family.checkpoint(expert)
         assert isinstance(archive, Archive)
         names = archive.layer(part)
         vectors = [name for name in names if len(archive.tensors[name].shape) < 2]
         matrices = {name: archive.packed(name, codec) for name in names if name not in vectors}
-        return self.engine.pack(part, codec, ((name, archive.read(name)) for name in vectors), matrices)
+        host = self.engine.host(self.engine.delta_bytes(part, codec) or 0, torch.uint8)
+        self.engine.fill_deltas(part, codec, host, ((name, archive.read(name)) for name in vectors), matrices)
+        return host
+
+    def _compose(self, part: Part, blend: LayerBlend, read: list[torch.Tensor]) -> Any:
+        sources = self._sources(part, blend)
+        # All of them first: making room may move what is there.
+        rooms = [self.engine.upload(part, host) for host in read]
+        flats = {source: room.flat for source, room in zip(sources, rooms, strict=True)}
+        base = flats.get("base", self.engine.base(part) if self.engine.keeps_base(self._dtypes[part]) else None)
+
+        # In place: a span is written once, and only what is read for it is overwritten.
+        out = flats[sources[0]]
+        whole = blend.uniform is not None
+        for kind in KINDS[:1] if whole else KINDS:
+            mix = blend.of(kind)
+            for start, end in [(0, len(out))] if whole else self.engine.spans(part, kind):
+                experts = [flats[expert][start:end] for expert, _ in mix]
+                under = None if base is None else base[start:end]
+                compose(out[start:end], under, experts, [weight for _, weight in mix])
+        return self.engine.seal(part, rooms[0])
 
     def missing(self, plan: Plan) -> int:
         """The bytes that `pages` will take, those for composing included."""
@@ -169,38 +237,3 @@ class Bank:
         needs_base = any(sum(weight for _, weight in mix) != 1.0 for mix in blends)
         # What the engine keeps of the base need not be read again.
         return [*experts, "base"] if needs_base and not self.engine.keeps_base(self._dtypes[part]) else experts
-
-    def _assemble(self, part: Part, blend: LayerBlend) -> Any:
-        needed = self._sources(part, blend)
-        # All of them first: making room may move what is there.
-        rooms = {source: self._room(number, part) for number, source in enumerate(needed)}
-        flats = {source: room.flat for source, room in rooms.items()}
-        for source, flat in flats.items():
-            checkpoint = self.family.checkpoint(source)
-            self.engine.fill(part, flat, ((name, checkpoint.read(name)) for name in self._names(part, source)))
-        base = flats.get("base", self.engine.base(part) if self.engine.keeps_base(self._dtypes[part]) else None)
-
-        # In place: a span is written once, and only what is read for it is overwritten.
-        out = flats[needed[0]]
-        whole = blend.uniform is not None
-        for kind in KINDS[:1] if whole else KINDS:
-            mix = blend.of(kind)
-            for start, end in [(0, len(out))] if whole else self.engine.spans(part, kind):
-                experts = [flats[expert][start:end] for expert, _ in mix]
-                under = None if base is None else base[start:end]
-                compose(out[start:end], under, experts, [weight for _, weight in mix])
-        page = self.engine.seal(part, rooms[needed[0]])
-        if page is rooms[needed[0]]:
-            del self._rooms[self._place(0, part)]
-        return page
-
-    def _room(self, number: int, part: Part) -> Room:
-        """Parts of one size use the same room in turn, because fresh memory costs more than the work."""
-        place = self._place(number, part)
-        if place not in self._rooms:
-            self._rooms = {other: room for other, room in self._rooms.items() if other[1:] == place[1:]}
-            self._rooms[place] = self.engine.room(part, self._dtypes[part])
-        return self._rooms[place]
-
-    def _place(self, number: int, part: Part) -> tuple[int, int, torch.dtype]:
-        return number, self.engine.size(part), self._dtypes[part]

@@ -6,6 +6,7 @@ CPU the same code runs with torch's twins of the kernels; packed.py is faster th
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,6 +161,7 @@ class ArenaSlot(Slot):
         self.part = part
         self.weight = weight
         self.bias: torch.Tensor | None = None
+        self.stock: nn.Module | None = None
         self.tiles = batch.tiles(part)
         self.rows = batch.rows(part)
         self.deltas: dict[Codec, Delta] = {}
@@ -184,8 +186,8 @@ class ArenaSlot(Slot):
     def norm(self, stock: Norm, x: torch.Tensor, residual: torch.Tensor | None) -> Any:
         page = self.batch.single[self.part]
         if page is not None:
-            self.module.weight.data = self.weight[page.id]
-            return stock(x) if residual is None else stock(x, residual)
+            self.stock.weight.data = self.weight[page.id]
+            return self.stock(x) if residual is None else self.stock(x, residual)
         plus_one = isinstance(self.module, GemmaRMSNorm)
         y, z = paged_rms_norm(x, self.weight, self.rows, self.module.variance_epsilon, residual, plus_one)
         return y if residual is None else (y, z)
@@ -213,6 +215,8 @@ class ArenaPages(ModelParts):
         (self.dtype,) = dtypes
         self.device = parameters[0].device
         self.codecs = sorted(codecs, key=repr)
+        if self.device.type == "cuda":
+            self._copies = torch.cuda.Stream(self.device)
         self._tokens = Batch(rows, depth + 1, slots, self.codecs, self.device)
         self._head = Batch(rows, 1, slots, (), self.device)
 
@@ -245,7 +249,10 @@ class ArenaPages(ModelParts):
             return made
 
         if isinstance(module, NORMS):
-            page_norm(module, slot(self._tokens, part))
+            made = slot(self._tokens, part)
+            # The module's own weight is for loading, which may go on while a step runs.
+            made.stock = deepcopy(module)
+            page_norm(module, made)
             return
         module.layerloom_slot = slot(self._tokens, part)
         for codec in self.codecs if part < self.depth else ():
@@ -292,25 +299,52 @@ class ArenaPages(ModelParts):
         places = [place for parts in self._delta_places(part, codec).values() for place in parts.values()]
         return max((end + aligned(math.prod(shape)) * dtype.itemsize for dtype, end, shape in places), default=0)
 
-    def pack(
-        self, part: int, codec: Codec, vectors: Iterable[tuple[str, torch.Tensor]], matrices: Mapping[str, Parts]
-    ) -> DeltaPage:
-        page = DeltaPage(self._base[part], codec, self.arena.allocate(self.delta_bytes(part, codec)))
+    def fill_deltas(
+        self,
+        part: int,
+        codec: Codec,
+        host: torch.Tensor,
+        vectors: Iterable[tuple[str, torch.Tensor]],
+        matrices: Mapping[str, Parts],
+    ) -> None:
         spans = [span for span in self.parts[part].spans if len(span.shape) < 2]
-        flat = self.arena.flat(page.region, self.dtype, max((span.end for span in spans), default=0))
+        flat = host[: max((span.end for span in spans), default=0) * self.dtype.itemsize].view(self.dtype)
         self.load(spans, [flat[span.start : span.end].view(span.shape) for span in spans], vectors)
         places = self._delta_places(part, codec)
         spans = [span for span in self.parts[part].spans if span.name in places]
         for name in codec.shapes((1, 1), self.dtype):
             into = []
             for span in spans:
-                dtype, offset, shape = places[span.name][name]
-                memory = self.arena.flat(page.region, torch.uint8, offset + math.prod(shape) * dtype.itemsize)
+                dtype, start, shape = places[span.name][name]
                 # vLLM's loaders take a matrix, of any width: a row of words stands where the row of numbers would.
-                into.append(memory[offset:].view(dtype).view(shape[0], -1))
+                end = start + math.prod(shape) * dtype.itemsize
+                into.append(host[start:end].view(dtype).view(shape[0], -1))
             stored = ((matrix, parts[name].view(len(parts[name]), -1)) for matrix, parts in matrices.items())
             self.load(spans, into, stored)
+
+    def upload_deltas(self, part: int, codec: Codec, host: torch.Tensor) -> DeltaPage:
+        page = DeltaPage(self._base[part], codec, self.arena.allocate(len(host)))
+        self._copy(self.arena.flat(page.region, torch.uint8, len(host)), host)
         return page
+
+    def host(self, size: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(size, dtype=dtype, pin_memory=self.device.type == "cuda")
+
+    def upload(self, part: int, host: torch.Tensor) -> ArenaPage:
+        page = self.room(part, host.dtype)
+        self._copy(page.flat, host)
+        return page
+
+    def _copy(self, device: torch.Tensor, host: torch.Tensor) -> None:
+        """On a stream of its own, past the step that runs; `host` may be used again when it returns."""
+        if self.device.type != "cuda":
+            device.copy_(host)
+            return
+        # That step may still read what was here before.
+        self._copies.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._copies):
+            device.copy_(host, non_blocking=True)
+        self._copies.synchronize()
 
     def keeps_base(self, dtype: torch.dtype) -> bool:
         return dtype == self.dtype

@@ -87,6 +87,13 @@ def engine_options(
     return options
 
 
+def load_family(settings: dict[str, Any]) -> Family:
+    """The family as all of an engine's processes must see it, or they give compositions different digests."""
+    family = Family.load(settings["family"])
+    family.residency = settings["residency"]
+    return family
+
+
 def compiles(given: dict[str, Any]) -> bool:
     """Whether the user asks for torch.compile, which vLLM leaves out on a CPU when there are adapters."""
     config = given.get("compilation_config")

@@ -1,5 +1,6 @@
 """http: compositions on vLLM's OpenAI server."""
 
+import asyncio
 from argparse import Namespace
 from typing import Any
 
@@ -10,9 +11,12 @@ from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.exceptions import VLLMNotFoundError, VLLMValidationError
 from vllm.lora.request import LoRARequest
 
-from layerloom.composer import ComposeError, Family, UnknownName
+from layerloom.composer import ComposeError, Family, Plan, UnknownName
 
-from .engine import lora_request
+from .engine import load_family, lora_request
+
+POLL = 0.01
+"""Seconds."""
 
 
 class Resolver:
@@ -35,6 +39,7 @@ class Resolver:
         async with self.models.lora_resolver_lock[plan.name]:
             if self.models.lora_requests.get(plan.name) is None:
                 try:
+                    await self._read(plan)
                     await self.models.engine_client.add_lora(request)
                 except Exception as error:
                     raise VLLMValidationError(
@@ -42,6 +47,13 @@ class Resolver:
                     ) from error
             self.models.lora_requests[plan.name] = self.models.lora_requests[name] = request
         return request
+
+    async def _read(self, plan: Plan) -> None:
+        """Has the workers read the composition's files while they go on with other requests."""
+        call = self.models.engine_client.collective_rpc
+        await call("stage_composition", args=(plan.name, plan.digest))
+        while not all(await call("composition_is_staged", args=(plan.digest,))):
+            await asyncio.sleep(POLL)
 
     async def refuse(self, *_: Any, **__: Any) -> None:
         """Stands in for loading and unloading LoRA adapters by path."""
@@ -80,7 +92,7 @@ class LayerloomEndpoints:
         options = engine_client.vllm_config.additional_config.get("layerloom") if engine_client else None
         if not options:
             return
-        family = state.layerloom_family = Family.load(options["family"])
+        family = state.layerloom_family = load_family(options)
         models: OpenAIServingModels = state.openai_serving_models
         resolver = Resolver(family, options["allow_recipes"], models)
         models.resolve_lora = resolver.resolve_lora

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,6 +15,9 @@ from layerloom.composer import Bank, ComposeError, Family, Plan
 from layerloom.composer.arena import megabytes
 from layerloom.composer.bank import Engine
 from layerloom.composer.budget import needed
+
+MOST_AHEAD = 8
+"""Compositions that may be read ahead before they are added."""
 
 logger = init_logger("vllm.layerloom.manager")
 
@@ -29,7 +33,7 @@ class EnginePages(Engine, Protocol):
     """How pages are kept: packed on a CPU (packed.py), in one tensor on a GPU (arena.py)."""
 
     bounded: bool
-    """Whether compositions have memory of a fixed size, set apart at the start."""
+    """Whether compositions have memory of a fixed size, set apart at the start. Then reading ahead disturbs no step."""
 
     @property
     def generation(self) -> int:
@@ -90,6 +94,8 @@ class CompositionManager:
         self._pinned: set[int] = set()
         self._active: frozenset[int] = frozenset()
         self._needed_now: frozenset[int] = frozenset()
+        self._reader = ThreadPoolExecutor(1, "layerloom-reader")
+        self._ahead: dict[str, Future[None]] = {}
         self._forget_routes()
 
     def _forget_routes(self) -> None:
@@ -133,7 +139,22 @@ class CompositionManager:
             pass
         self._adapters[request.lora_int_id] = Adapter(plan.name, plan.digest, self._assemble(plan))
         self._known = known
+        self._ahead.pop(plan.digest, None)
         return True
+
+    def stage(self, name: str, digest: str) -> None:
+        """Starts reading a composition's files, so that `add_adapter` need not wait for them."""
+        if digest in self._ahead or not self.pages.bounded:
+            return
+        if len(self._ahead) >= MOST_AHEAD:
+            # Whoever asked for those has not come back for them.
+            self._ahead.clear()
+            self.bank.unstage()
+        self._ahead[digest] = self._reader.submit(lambda: self.bank.stage(self.family.plan(name)))
+
+    def is_staged(self, digest: str) -> bool:
+        """Whether that is done. What went wrong goes wrong again, with its reason, in `add_adapter`."""
+        return digest not in self._ahead or self._ahead[digest].done()
 
     def _assemble(self, plan: Plan) -> Pages:
         def short() -> bool:

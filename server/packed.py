@@ -180,8 +180,11 @@ class PackedPages(Parts):
             module.layerloom_slot = slot
         self._slots[part].append(slot)
 
-    def room(self, part: int, dtype: torch.dtype) -> HostRoom:
-        return HostRoom(torch.empty(self.size(part), dtype=dtype))
+    def host(self, size: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(size, dtype=dtype)
+
+    def upload(self, part: int, host: torch.Tensor) -> HostRoom:
+        return HostRoom(host)
 
     def delta_bytes(self, part: int, codec: Codec) -> None:
         """None: a matrix product with packed deltas is slow on a CPU."""

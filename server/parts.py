@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from threading import Lock
 
 import torch
 from torch import nn
@@ -56,6 +57,7 @@ class Parts:
     def __init__(self, model: nn.Module, depth: int) -> None:
         self.model = model
         self.depth = depth
+        self._loading = Lock()
         self.parts = [Part() for _ in range(depth + 1)]
         self.tables = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
         for table in self.tables:
@@ -98,14 +100,15 @@ class Parts:
         self, spans: Sequence[Span], into: Sequence[torch.Tensor], tensors: Iterable[tuple[str, torch.Tensor]]
     ) -> None:
         """Lets vLLM load `tensors`, by their Hugging Face names, into `into` in place of the spans' parameters."""
-        before = [span.parameter.data for span in spans]
-        try:
-            for span, data in zip(spans, into, strict=True):
-                span.parameter.data = data
-            loaded = self.model.load_weights(iter(tensors))
-        finally:
-            for span, data in zip(spans, before, strict=True):
-                span.parameter.data = data
+        with self._loading:
+            before = [span.parameter.data for span in spans]
+            try:
+                for span, data in zip(spans, into, strict=True):
+                    span.parameter.data = data
+                loaded = self.model.load_weights(iter(tensors))
+            finally:
+                for span, data in zip(spans, before, strict=True):
+                    span.parameter.data = data
         missing = {span.name for span in spans} - set(loaded)
         if missing:
             raise ComposeError(f"vLLM loaded nothing into {', '.join(sorted(missing))} from the expert's checkpoint")

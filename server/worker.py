@@ -9,9 +9,8 @@ from vllm.config import CompilationMode, VllmConfig
 from vllm.v1.worker.cpu_worker import CPUWorker as VllmCPUWorker
 from vllm.v1.worker.gpu_worker import Worker as VllmGPUWorker
 
-from layerloom.composer import Family
-
 from .arena import ArenaPages
+from .engine import load_family
 from .manager import CompositionManager, EnginePages
 from .packed import PackedPages
 
@@ -19,8 +18,7 @@ from .packed import PackedPages
 def load_compositions(runner: Any, model: nn.Module, vllm_config: VllmConfig, device: torch.device) -> nn.Module:
     """Takes the place of the model runner's `load_lora_model`, on that one runner."""
     settings = vllm_config.additional_config["layerloom"]
-    family = Family.load(settings["family"])
-    family.residency = settings["residency"]
+    family = load_family(settings)
     lora = vllm_config.lora_config
     if settings["pages"] == "packed":
         pages: EnginePages = PackedPages(model, family.depth)
@@ -77,6 +75,9 @@ class Compositions:
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
+        # What the HTTP server calls on every worker, by name.
+        manager = self.model_runner.lora_manager
+        self.stage_composition, self.composition_is_staged = manager.stage, manager.is_staged
         of_prompts = getattr(self.model_runner, "prompt_logprobs_worker", None)
         for name in ("compute_prompt_logprobs", "compute_prompt_token_id_logprobs"):
             if hasattr(of_prompts, name):

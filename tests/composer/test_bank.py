@@ -50,8 +50,11 @@ class Concatenated:
     def spans(self, part, kind):
         return [place for name, place in self.layout(part)[0].items() if kind_of(name) == kind]
 
-    def room(self, part, dtype):
-        return SimpleNamespace(flat=torch.empty(self.size(part), dtype=dtype))
+    def host(self, size, dtype):
+        return torch.empty(size, dtype=dtype)
+
+    def upload(self, part, host):
+        return SimpleNamespace(flat=host)
 
     def delta_bytes(self, part, codec):
         return None
