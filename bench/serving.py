@@ -35,16 +35,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / "bench"))
 
+from synthetic import SHAPE  # noqa: E402
+
 LANGUAGES = ("swahili", "bengali", "telugu", "thai")
-SHAPE = {
-    "hidden_size": 1024,
-    "intermediate_size": 2816,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "vocab_size": 2048,
-    "max_position_embeddings": 1024,
-}
 
 
 def prompts(count: int) -> list[dict[str, list[int]]]:

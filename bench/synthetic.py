@@ -6,6 +6,17 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+# A Llama of 193 M parameters at 16 layers, for engines.
+SHAPE = {
+    "hidden_size": 1024,
+    "intermediate_size": 2816,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "vocab_size": 2048,
+    "max_position_embeddings": 1024,
+}
+
 BASE_STD, DELTA_STD = 0.02, 1e-4
 
 

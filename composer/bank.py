@@ -107,6 +107,10 @@ class Bank:
         hosts: Hosts = {}
         return tuple(self._page(key, hosts) for key in self.keys(plan))
 
+    def dtypes(self) -> set[torch.dtype]:
+        """Those that pages are composed in."""
+        return set(self._dtypes)
+
     def stage(self, plan: Plan) -> None:
         """Reads what `pages` will have to, into the host's memory. May run on a thread of its own.
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from .delta import Delta, Dense, Xor
-from .dispatch import use_numba, use_triton
+from .dispatch import WORTHWHILE, use_numba, use_triton
 
 # Large enough to amortise a torch call, small enough for the fp32 temporaries to stay in the L2 cache.
 CHUNK = 1 << 17
@@ -50,6 +50,12 @@ def compose(
             raise ValueError(f"compose: deltas of the shapes {sorted(shapes)} cover the same numbers")
     implementation(out)(out.view(-1), None if base is None else base.reshape(-1), terms, rest)
     return out
+
+
+def prepare(dtype: torch.dtype, device: torch.device | str = "cpu") -> None:
+    """Compiles what `compose` runs, or loads it from a cache, so that the first who needs it need not wait."""
+    page = torch.zeros(WORTHWHILE, dtype=dtype, device=device)
+    compose(page, None, [page, page], [0.5, 0.5])
 
 
 def implementation(out: torch.Tensor) -> Callable[..., None]:

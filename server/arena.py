@@ -5,9 +5,8 @@ CPU the same code runs with torch's twins of the kernels; packed.py is faster th
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,138 +17,18 @@ from vllm.model_executor.layers.layernorm import GemmaRMSNorm
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
 from layerloom.composer import ComposeError
-from layerloom.composer.arena import Arena, Region
+from layerloom.composer.arena import Arena
 from layerloom.composer.codecs import Codec, Parts
-from layerloom.kernels import paged_embedding, paged_linear, paged_rms_norm
-from layerloom.kernels.assign import assign
+from layerloom.kernels import delta_linear, paged_embedding, paged_linear, paged_rms_norm
 from layerloom.kernels.delta import Delta
-from layerloom.kernels.delta_linear import delta_linear
-from layerloom.kernels.tiles import BLOCKS, Rows, Tiles
 
+from .batch import AnyPage, ArenaPage, Batch, DeltaPage
 from .paged import NORMS, Norm, Slot, page_norm
 from .parts import Parts as ModelParts
 from .parts import aligned
 
 Place = tuple[torch.dtype, int, tuple[int, ...]]
 """(dtype, first byte within the page, shape) of one part of a matrix's delta."""
-
-
-@dataclass(frozen=True, eq=False)
-class ArenaPage:
-    """A part's parameters in the arena, in its own layout. It is also the room in which it is composed."""
-
-    arena: Arena
-    region: Region
-    dtype: torch.dtype
-    size: int
-
-    @property
-    def id(self) -> int:
-        return self.region.id
-
-    @property
-    def flat(self) -> torch.Tensor:
-        return self.arena.flat(self.region, self.dtype, self.size)
-
-
-@dataclass(frozen=True, eq=False)
-class DeltaPage:
-    """A layer that computes with the base's matrices and their packed differences; its vectors are its own."""
-
-    base: ArenaPage
-    codec: Codec
-    region: Region
-
-    @property
-    def id(self) -> int:
-        return self.region.id
-
-
-AnyPage = ArenaPage | DeltaPage
-
-
-class Packings:
-    """The pages of deltas of one codec in a batch, and the tiles of the tokens that use them."""
-
-    def __init__(self, batch: "Batch") -> None:
-        self.pages = torch.full_like(batch.pages, -1)
-        self.tables = {block: torch.full_like(table, -1) for block, table in batch.tables.items()}
-        self.live = False
-
-
-class Batch:
-    """Where each row of a launch finds its pages: device buffers of fixed size, filled for every step.
-
-    `parts` pages for each of `slots` compositions and `rows` rows at most; `codecs` are those of pages of deltas.
-    """
-
-    def __init__(self, rows: int, parts: int, slots: int, codecs: Iterable[Codec], device: torch.device) -> None:
-        self.slots = torch.full((rows,), -1, dtype=torch.int32, device=device)
-        self.pages = torch.full((parts, slots), -1, dtype=torch.int32, device=device)
-        self.vectors = torch.full_like(self.pages, -1)
-        self.order = torch.zeros(rows, dtype=torch.int32, device=device)
-        self.tables = {
-            block: torch.full((parts, -(-rows // block) + slots, 3), -1, dtype=torch.int32, device=device)
-            for block in BLOCKS
-        }
-        self.deltas = {codec: Packings(self) for codec in codecs}
-        self.single: list[ArenaPage | None] = [None] * parts
-        """The page that all rows of this step use at a part, for launches that are not replayed."""
-
-    def route(self, compositions: Sequence[Sequence[AnyPage]], position: np.ndarray, replayed: bool) -> None:
-        """Row t uses composition position[t]; `replayed` says that the launch is captured, for other pages to come."""
-        parts, slots = self.pages.shape
-        ids = np.array([[page.id for page in pages] for pages in compositions], dtype=np.int32).T
-        # Neighbours share as many layers as they can: the middle ones, which is where compositions are alike.
-        turned = np.roll(ids, -parts // 2, axis=0)
-        order = np.lexsort(turned[::-1])
-
-        def fill(table: torch.Tensor, id_of: Callable[[AnyPage], int]) -> None:
-            host = np.full((parts, slots), -1, dtype=np.int32)
-            for slot, composition in enumerate(order):
-                host[:, slot] = [id_of(page) for page in compositions[composition]]
-            copy(table, host)
-
-        rank = np.empty_like(order)
-        rank[order] = np.arange(len(order))
-        rows = np.full(len(self.slots), -1, dtype=np.int32)
-        rows[: len(position)] = rank[position]
-        copy(self.slots, rows)
-        fill(self.pages, lambda page: page.base.id if isinstance(page, DeltaPage) else page.id)
-        fill(self.vectors, lambda page: page.id)
-        assign(self.slots, self.pages, self.order, self.tables)
-        for codec, packings in self.deltas.items():
-            packings.live = replayed or any(page_codec(page) == codec for pages in compositions for page in pages)
-            if packings.live:
-                fill(packings.pages, lambda page, codec=codec: page.id if page_codec(page) == codec else -1)
-                assign(self.slots, packings.pages, self.order, packings.tables)
-        self.single = [None] * parts
-        for part, pages in enumerate(zip(*compositions, strict=True)):
-            if not replayed and isinstance(pages[0], ArenaPage) and all(page is pages[0] for page in pages):
-                self.single[part] = pages[0]
-
-    def tiles(self, part: int) -> Tiles:
-        return self._tiles(part, self.tables)
-
-    def delta_tiles(self, part: int) -> dict[Codec, Tiles]:
-        return {codec: self._tiles(part, packings.tables) for codec, packings in self.deltas.items()}
-
-    def _tiles(self, part: int, tables: dict[int, torch.Tensor]) -> Tiles:
-        return Tiles(self.order, {block: table[part] for block, table in tables.items()}, self.pages.shape[1])
-
-    def rows(self, part: int) -> Rows:
-        """The pages of vectors: norms, biases, and the stem's tables."""
-        return Rows(self.slots, self.vectors[part])
-
-
-def page_codec(page: AnyPage) -> Codec | None:
-    return page.codec if isinstance(page, DeltaPage) else None
-
-
-def copy(device: torch.Tensor, host: np.ndarray) -> None:
-    """Without waiting for the device: memory pinned for one copy is not used again before that copy is done."""
-    source = torch.from_numpy(host)
-    device.copy_(source.pin_memory() if device.is_cuda else source, non_blocking=True)
 
 
 class ArenaSlot(Slot):
@@ -362,10 +241,10 @@ class ArenaPages(ModelParts):
     def base_page(self, part: int) -> ArenaPage:
         return self._base[part]
 
-    def route(self, compositions: Sequence[Sequence[ArenaPage]], position: np.ndarray, replayed: bool = False) -> None:
+    def route(self, compositions: Sequence[Sequence[AnyPage]], position: np.ndarray, replayed: bool = False) -> None:
         self._tokens.route(compositions, position, replayed)
 
     def route_head(
-        self, compositions: Sequence[Sequence[ArenaPage]], position: np.ndarray, replayed: bool = False
+        self, compositions: Sequence[Sequence[AnyPage]], position: np.ndarray, replayed: bool = False
     ) -> None:
         self._head.route([pages[-1:] for pages in compositions], position, replayed)

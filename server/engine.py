@@ -8,10 +8,13 @@ from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 
 from layerloom.composer import ComposeError, Family, Plan
+from layerloom.kernels.assign import MOST_SLOTS
 
 # Compositions are light for the scheduler: many may share a batch, and all that fit in memory stay ready.
 MAX_IN_BATCH = 32
 MAX_READY = 256
+# And the base, in the tables of kernels.assign.
+MOST_IN_ARENA = MOST_SLOTS - 1
 
 TAKEN = ("model", "quantization", "worker_cls", "enable_lora", "additional_config", "lora_modules")
 
@@ -62,6 +65,8 @@ def engine_options(
     if pages == "packed" and residency == "delta":
         raise ComposeError("residency delta is for --pages arena: on packed pages layers are always assembled")
     max_loras = given.get("max_loras") or min(MAX_IN_BATCH, len(family.names()))
+    if pages == "arena" and max_loras > MOST_IN_ARENA:
+        raise ComposeError(f"a batch mixes at most {MOST_IN_ARENA} compositions here, not --max-loras {max_loras}")
     settings = {
         "family": str(family.path),
         "allow_recipes": allow_recipes,

@@ -8,19 +8,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from vllm.logger import init_logger
+import torch
 from vllm.lora.request import LoRARequest
 
 from layerloom.composer import Bank, ComposeError, Family, Plan
 from layerloom.composer.arena import megabytes
 from layerloom.composer.bank import Engine
 from layerloom.composer.budget import needed
+from layerloom.kernels.compose import prepare
 
 MOST_AHEAD = 8
 """Compositions that may be read ahead before they are added."""
-
-logger = init_logger("vllm.layerloom.manager")
-
 
 Pages = tuple[Any, ...]
 """A composition in the engine: a page for every layer, then the stem's."""
@@ -34,6 +32,9 @@ class EnginePages(Engine, Protocol):
 
     bounded: bool
     """Whether compositions have memory of a fixed size, set apart at the start. Then reading ahead disturbs no step."""
+
+    device: torch.device
+    """Where pages are composed."""
 
     @property
     def generation(self) -> int:
@@ -88,6 +89,8 @@ class CompositionManager:
         self.memory = memory
         self._check(self._known)
         pages.reserve(self.memory)
+        for dtype in self.bank.dtypes():
+            prepare(dtype, pages.device)
         base = tuple(pages.base_page(part) for part in range(family.depth + 1))
         self._base = Adapter("base", "", base)
         self._adapters: OrderedDict[int, Adapter] = OrderedDict()

@@ -145,6 +145,7 @@ class PackedPages(Parts):
     """The bank's engine (layerloom.composer.bank.Engine) on a CPU: pages are made in host memory and packed."""
 
     bounded = False
+    device = torch.device("cpu")
     generation = 0
 
     def __init__(self, model: nn.Module, depth: int) -> None:
