@@ -7,6 +7,8 @@ from weakref import WeakValueDictionary
 import torch
 
 from layerloom.kernels import compose
+from layerloom.kernels.compose import size
+from layerloom.kernels.delta import Delta, Dense
 
 from .archive import Archive
 from .codecs import Codec, Parts
@@ -62,8 +64,14 @@ class Engine(Protocol):
     def base(self, part: Part) -> torch.Tensor:
         """The flat page of the base, where the engine keeps it."""
 
+    def room(self, part: Part, dtype: torch.dtype) -> Room:
+        """Memory for a page, where the base is kept. Raises NoRoom."""
+
     def delta_bytes(self, part: Part, codec: Codec) -> int | None:
-        """What a page of deltas takes beside the base's page, or None where the engine cannot keep one."""
+        """What a layer's deltas take as they are packed, or None where the engine's layout has no place for them."""
+
+    def keeps_deltas(self, codec: Codec) -> bool:
+        """Whether it computes with deltas that stay packed."""
 
     def fill_deltas(
         self,
@@ -77,6 +85,9 @@ class Engine(Protocol):
 
     def upload_deltas(self, part: Part, codec: Codec, host: torch.Tensor) -> Any:
         """The page that computes with the base's matrices and their packed differences. Raises NoRoom."""
+
+    def deltas(self, part: Part, page: Any) -> list[Delta]:
+        """What such a page holds, run after run of a flat page."""
 
     def seal(self, part: Part, room: Room) -> Any:
         """The page the engine computes with, in the dtype it computes in: the room itself, or something of its own."""
@@ -117,8 +128,9 @@ class Bank:
         Raises ComposeError, leaving nothing behind.
         """
         try:
-            for key in self.own(plan).difference(self._pages, self._staged):
-                self._staged[key] = self._read(key, {})
+            for key in self.own(plan):
+                if key not in self._pages and key not in self._staged:
+                    self._staged[key] = self._read(key, {})
         except BaseException:
             self._staged.clear()
             raise
@@ -129,15 +141,20 @@ class Bank:
 
     def keys(self, plan: Plan) -> list[Key]:
         """The pages of a plan: one for each layer, then the stem's."""
-        layers = [(part, blend, self._packing(part, blend, plan)) for part, blend in enumerate(plan.layers)]
+        layers = [(part, blend, self._kept(part, blend, plan)) for part, blend in enumerate(plan.layers)]
         return [*layers, (len(layers), LayerBlend.all(plan.stem), None)]
 
-    def _packing(self, part: Part, blend: LayerBlend, plan: Plan) -> Codec | None:
+    def _kept(self, part: Part, blend: LayerBlend, plan: Plan) -> Codec | None:
         """The codec under which a layer is kept as deltas: when it is one expert's, and that an archive under it."""
         if plan.residency != "delta" or blend.uniform is None or [weight for _, weight in blend.uniform] != [1.0]:
             return None
-        source = self.family.checkpoint(blend.uniform[0][0])
-        codec = source.packing(source.layer(part)) if isinstance(source, Archive) else None
+        codec = self._packing(part, blend.uniform[0][0])
+        return codec if codec is not None and self.engine.keeps_deltas(codec) else None
+
+    def _packing(self, part: Part, expert: str) -> Codec | None:
+        """The codec of a layer's matrices that can go to the engine as they are stored."""
+        source = self.family.checkpoint(expert)
+        codec = source.packing(source.layer(part)) if part < self.family.depth and isinstance(source, Archive) else None
         return None if codec is None or self.engine.delta_bytes(part, codec) is None else codec
 
     def _names(self, part: Part, source: str = "base") -> Sequence[str]:
@@ -167,23 +184,26 @@ class Bank:
         return page
 
     def _read(self, key: Key, hosts: Hosts) -> list[torch.Tensor]:
-        """What a page is made of, in the host's memory: `_sources` in the engine's layout, or a page of deltas."""
+        """What a page is made of, in the host's memory: `_sources` in the engine's layout, packed where they are."""
         part, blend, codec = key
         if codec is not None:
-            return [self._read_deltas(part, blend, codec)]
-        flats = []
-        for number, source in enumerate(self._sources(part, blend)):
+            ((expert, _),) = blend.uniform or ()
+            return [self._read_deltas(part, expert, codec)]
+        read = []
+        for number, (source, packing) in enumerate(self._sources(part, blend).items()):
+            if packing is not None:
+                read.append(self._read_deltas(part, source, packing))
+                continue
             place = number, self.engine.size(part), self._dtypes[part]
             if place not in hosts:
                 hosts[place] = self.engine.host(*place[1:])
             checkpoint = self.family.checkpoint(source)
             named = ((name, checkpoint.read(name)) for name in self._names(part, source))
             self.engine.fill(part, hosts[place], named)
-            flats.append(hosts[place])
-        return flats
+            read.append(hosts[place])
+        return read
 
-    def _read_deltas(self, part: Part, blend: LayerBlend, codec: Codec) -> torch.Tensor:
-        ((expert, _),) = blend.uniform or ()
+    def _read_deltas(self, part: Part, expert: str, codec: Codec) -> torch.Tensor:
         archive = self.family.checkpoint(expert)
         assert isinstance(archive, Archive)
         names = archive.layer(part)
@@ -195,25 +215,35 @@ class Bank:
 
     def _compose(self, part: Part, blend: LayerBlend, read: list[torch.Tensor]) -> Any:
         sources = self._sources(part, blend)
-        # All of them first: making room may move what is there.
-        rooms = [self.engine.upload(part, host) for host in read]
-        flats = {source: room.flat for source, room in zip(sources, rooms, strict=True)}
+        # All the room there must be first: making it may move what is there.
+        rooms, packed = {}, {}
+        for (source, codec), host in zip(sources.items(), read, strict=True):
+            if codec is None:
+                rooms[source] = self.engine.upload(part, host)
+            else:
+                packed[source] = self.engine.upload_deltas(part, codec, host)
+        room = next(iter(rooms.values())) if rooms else self.engine.room(part, self._dtypes[part])
+        flats = {source: made.flat for source, made in rooms.items()}
+        deltas = {source: self.engine.deltas(part, page) for source, page in packed.items()}
         base = flats.get("base", self.engine.base(part) if self.engine.keeps_base(self._dtypes[part]) else None)
 
         # In place: a span is written once, and only what is read for it is overwritten.
-        out = flats[sources[0]]
-        whole = blend.uniform is not None
-        for kind in KINDS[:1] if whole else KINDS:
-            mix = blend.of(kind)
-            for start, end in [(0, len(out))] if whole else self.engine.spans(part, kind):
-                experts = [flats[expert][start:end] for expert, _ in mix]
-                under = None if base is None else base[start:end]
-                compose(out[start:end], under, experts, [weight for _, weight in mix])
-        return self.engine.seal(part, rooms[0])
+        out = room.flat
+        if blend.uniform is not None:
+            runs = [size(delta) for delta in next(iter(deltas.values()), ())]
+            experts = [deltas[e] if e in deltas else cut(flats[e], runs) for e, _ in blend.uniform]
+            compose(out, base, experts, [weight for _, weight in blend.uniform])
+        else:
+            for kind in KINDS:
+                for start, end in self.engine.spans(part, kind):
+                    views = [flats[expert][start:end] for expert, _ in blend.of(kind)]
+                    under = None if base is None else base[start:end]
+                    compose(out[start:end], under, views, [weight for _, weight in blend.of(kind)])
+        return self.engine.seal(part, room)
 
     def missing(self, plan: Plan) -> int:
         """The bytes that `pages` will take, those for composing included."""
-        absent = self.own(plan).difference(self._pages)
+        absent = {key for key in self.own(plan) if key not in self._pages}
         return sum(map(self.bytes, absent)) + max(map(self.scratch, absent), default=0)
 
     def own(self, plan: Plan) -> set[Key]:
@@ -230,14 +260,25 @@ class Bank:
         part, blend, codec = key
         if codec is not None:
             return 0
-        rooms = len(self._sources(part, blend)) * self.engine.size(part) * self._dtypes[part].itemsize
-        in_place = self.engine.size(part) * self._dtypes[part].itemsize == self.engine.bytes(part)
-        return rooms - self.engine.bytes(part) if in_place else rooms
+        flat = self.engine.size(part) * self._dtypes[part].itemsize
+        packings = self._sources(part, blend).values()
+        uploads = [flat if packing is None else self.engine.delta_bytes(part, packing) or 0 for packing in packings]
+        # The page is made where its first flat source was, unless it is to be of another dtype.
+        in_place = flat in uploads and flat == self.engine.bytes(part)
+        return sum(uploads) - in_place * flat
 
-    def _sources(self, part: Part, blend: LayerBlend) -> list[str]:
-        """What must be read for a page, in the order in which it gets room."""
+    def _sources(self, part: Part, blend: LayerBlend) -> dict[str, Codec | None]:
+        """What must be read for a page, and the codec of that which is decoded only where pages are composed."""
         blends = {blend.of(kind) for kind in KINDS}
         experts = sorted({expert for mix in blends for expert, _ in mix})
-        needs_base = any(sum(weight for _, weight in mix) != 1.0 for mix in blends)
+        kept = self.engine.keeps_base(self._dtypes[part])
+        sources = {expert: self._packing(part, expert) if kept and len(blends) == 1 else None for expert in experts}
         # What the engine keeps of the base need not be read again.
-        return [*experts, "base"] if needs_base and not self.engine.keeps_base(self._dtypes[part]) else experts
+        if not kept and any(sum(weight for _, weight in mix) != 1.0 for mix in blends):
+            sources["base"] = None
+        return sources
+
+
+def cut(flat: torch.Tensor, runs: Sequence[int]) -> torch.Tensor | list[Delta]:
+    """A flat page as deltas of these lengths; as it is where there are none."""
+    return [Dense(run) for run in torch.split(flat, list(runs))] if runs else flat

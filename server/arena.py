@@ -20,12 +20,12 @@ from layerloom.composer import ComposeError
 from layerloom.composer.arena import Arena
 from layerloom.composer.codecs import Codec, Parts
 from layerloom.kernels import delta_linear, paged_embedding, paged_linear, paged_rms_norm
-from layerloom.kernels.delta import Delta
+from layerloom.kernels.delta import Delta, Dense
 
 from .batch import AnyPage, ArenaPage, Batch, DeltaPage
 from .paged import NORMS, Norm, Slot, page_norm
+from .parts import ALIGNMENT, aligned
 from .parts import Parts as ModelParts
-from .parts import aligned
 
 Place = tuple[torch.dtype, int, tuple[int, ...]]
 """(dtype, first byte within the page, shape) of one part of a matrix's delta."""
@@ -173,7 +173,7 @@ class ArenaPages(ModelParts):
 
     def delta_bytes(self, part: int, codec: Codec) -> int | None:
         # A rank's share of a row of words is no run of words where K is cut within a tile.
-        if part == self.depth or codec not in self.codecs or get_tensor_model_parallel_world_size() > 1:
+        if part == self.depth or get_tensor_model_parallel_world_size() > 1:
             return None
         places = [place for parts in self._delta_places(part, codec).values() for place in parts.values()]
         return max((end + aligned(math.prod(shape)) * dtype.itemsize for dtype, end, shape in places), default=0)
@@ -200,6 +200,27 @@ class ArenaPages(ModelParts):
                 into.append(host[start:end].view(dtype).view(shape[0], -1))
             stored = ((matrix, parts[name].view(len(parts[name]), -1)) for matrix, parts in matrices.items())
             self.load(spans, into, stored)
+
+    def keeps_deltas(self, codec: Codec) -> bool:
+        return codec in self.codecs
+
+    def deltas(self, part: int, page: DeltaPage) -> list[Delta]:
+        places = self._delta_places(part, page.codec)
+        start = min(span.start for span in self.parts[part].spans if span.name in places)
+        vectors = self.arena.flat(page.region, self.dtype, start)
+        found: list[Delta] = [Dense(vectors)]
+        for span in self.parts[part].spans:
+            if span.name not in places:
+                continue
+            views = {
+                name: self.arena.view(dtype, offset, shape)[page.id]
+                for name, (dtype, offset, shape) in places[span.name].items()
+            }
+            found.append(page.codec.delta(views, span.shape[-1]))
+            if span.end % ALIGNMENT:
+                # Between parameters any numbers will do.
+                found.append(Dense(self.base(part)[: aligned(span.end) - span.end]))
+        return found
 
     def upload_deltas(self, part: int, codec: Codec, host: torch.Tensor) -> DeltaPage:
         page = DeltaPage(self._base[part], codec, self.arena.allocate(len(host)))
