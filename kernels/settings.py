@@ -80,6 +80,8 @@ TABLE: dict[str, dict[str, Rows]] = {
         ),
     },
     "delta_linear": {
+        # Three stages spill there.
+        "sm_100": ((64, Settings(16, 64, 128, 4, 2)), (EVER, Settings(64, 64, 128, 8, 2))),
         "default": ((64, Settings(16, 64, 128, 4, 3)), (EVER, Settings(64, 64, 128, 8, 2))),
     },
     "paged_rms_norm": {"default": ((EVER, Settings(16, 1024, 0, 4, 1)),)},
