@@ -5,9 +5,7 @@ A module asks its slot. How pages are kept, and so what a slot runs, is packed.p
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from itertools import count
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 from torch import nn
@@ -29,10 +27,9 @@ class Slot(ABC):
     """A module's place in a part: what it computes with, in the current step."""
 
     def __init__(self, name: str, module: nn.Module) -> None:
-        # Two engines in one process may have modules of the same name.
-        self.name = f"{name}#{next(_NUMBERS)}"
+        # In vLLM's table of what compiled graphs call by name (ops.py), beside its attention layers.
+        self.name = f"layerloom.{name}"
         self.module = module
-        SLOTS[self.name] = self
 
     @abstractmethod
     def linear(self, x: torch.Tensor, with_bias: bool) -> torch.Tensor:
@@ -49,10 +46,6 @@ class Slot(ABC):
     @abstractmethod
     def norm_weight(self, x: torch.Tensor) -> torch.Tensor:
         """The weight of each token, [tokens, 1, ..., H], to broadcast against x [tokens, ..., H]."""
-
-
-SLOTS: WeakValueDictionary[str, Slot] = WeakValueDictionary()
-_NUMBERS = count()
 
 
 @register_weight_loader_v2_supported_method
@@ -81,7 +74,7 @@ class PagedEmbeddingMethod(UnquantizedEmbeddingMethod):
     def embedding(self, layer: nn.Module, input_: torch.Tensor) -> torch.Tensor:
         slot = layer.layerloom_slot
         if torch.compiler.is_compiling():
-            return torch.ops.layerloom.embedding(input_, slot.name, layer.embedding_dim)
+            return torch.ops.layerloom.embedding(input_, slot.name, layer.embedding_dim, layer.weight.dtype)
         return slot.embedding(input_)
 
 

@@ -12,6 +12,7 @@ from vllm.v1.worker.gpu_worker import Worker as VllmGPUWorker
 from .arena import ArenaPages
 from .engine import load_family
 from .manager import CompositionManager, EnginePages
+from .ops import know_slots
 from .packed import PackedPages
 
 
@@ -29,6 +30,7 @@ def load_compositions(runner: Any, model: nn.Module, vllm_config: VllmConfig, de
     runner.lora_manager = CompositionManager(
         family, pages, lora.max_cpu_loras, lora.max_loras, settings["bank_memory"], settings["allow_recipes"]
     )
+    know_slots(model, vllm_config.compilation_config.static_forward_context)
     return model
 
 
