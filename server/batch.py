@@ -68,14 +68,32 @@ class Batch:
         self.deltas = {codec: Packings(self) for codec in codecs}
         self.single: list[ArenaPage | None] = [None] * parts
         """The page that all rows of this step use at a part, for launches that are not replayed."""
+        self._placed: tuple[list[Sequence[AnyPage]], bool] = [], False
+        """What was last routed, and so is in the buffers of pages: most steps change only the rows."""
+        self._rank = np.zeros(0, dtype=np.int64)
 
     def route(self, compositions: Sequence[Sequence[AnyPage]], position: np.ndarray, replayed: bool) -> None:
         """Row t uses composition position[t]; `replayed` says that the launch is captured, for other pages to come."""
+        if (list(compositions), replayed) != self._placed:
+            self._place(compositions, replayed)
+            self._placed = list(compositions), replayed
+        rows = np.full(len(self.slots), -1, dtype=np.int32)
+        rows[: len(position)] = self._rank[position]
+        copy(self.slots, rows)
+        assign(self.slots, self.pages, self.order, self.tables)
+        for packings in self.deltas.values():
+            if packings.live:
+                assign(self.slots, packings.pages, self.order, packings.tables)
+
+    def _place(self, compositions: Sequence[Sequence[AnyPage]], replayed: bool) -> None:
+        """Gives each composition a slot, and each slot its pages."""
         parts, slots = self.pages.shape
         ids = np.array([[page.id for page in pages] for pages in compositions], dtype=np.int32).T
         # Neighbours share as many layers as they can: the middle ones, which is where compositions are alike.
         turned = np.roll(ids, -parts // 2, axis=0)
         order = np.lexsort(turned[::-1])
+        self._rank = np.empty_like(order)
+        self._rank[order] = np.arange(len(order))
 
         def fill(table: torch.Tensor, id_of: Callable[[AnyPage], int]) -> None:
             host = np.full((parts, slots), -1, dtype=np.int32)
@@ -83,19 +101,14 @@ class Batch:
                 host[:, slot] = [id_of(page) for page in compositions[composition]]
             copy(table, host)
 
-        rank = np.empty_like(order)
-        rank[order] = np.arange(len(order))
-        rows = np.full(len(self.slots), -1, dtype=np.int32)
-        rows[: len(position)] = rank[position]
-        copy(self.slots, rows)
         fill(self.pages, lambda page: page.base.id if isinstance(page, DeltaPage) else page.id)
         fill(self.vectors, lambda page: page.id)
-        assign(self.slots, self.pages, self.order, self.tables)
         for codec, packings in self.deltas.items():
             live = replayed or any(page_codec(page) == codec for pages in compositions for page in pages)
-            # When it no longer is, too: a replayed graph reads the tables in any case.
             if live or packings.live:
                 fill(packings.pages, lambda page, codec=codec: page.id if page_codec(page) == codec else -1)
+            if packings.live and not live:
+                # A replayed graph reads the tables in any case: no tile may be left in them.
                 assign(self.slots, packings.pages, self.order, packings.tables)
             packings.live = live
         self.single = [None] * parts

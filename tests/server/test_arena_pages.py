@@ -7,6 +7,7 @@ from pico import make_family
 
 from layerloom.composer import ComposeError, Family, extract, merge
 from layerloom.composer.codecs import Int4, Int8, Sign
+from layerloom.server.batch import Batch
 
 CODECS = {"math": Int8(), "swahili": Int4(), "bengali": Sign()}
 
@@ -50,6 +51,17 @@ def test_deltas_that_stay_packed(archives, tmp_path, capfd):
         )
     assert max(apart.values()) < 0.15
     assert between > 0.5, "or the test shows nothing"
+
+
+def test_as_a_captured_graph_is_replayed(archives, monkeypatch):
+    """Every step as a CUDA graph captured with dummies runs it: whatever is decided on the host is the same in each."""
+    batch = ["math", "base", "math+swahili", "whole"], prompts()[:4], sampling()
+    options = {"pages": "arena", "residency": "delta"}
+    (expected,) = run(archives, batch, **options)
+    route = Batch.route
+    monkeypatch.setattr(Batch, "route", lambda own, compositions, rows, replayed: route(own, compositions, rows, True))
+    (found,) = run(archives, batch, **options)
+    assert distance(answers(found), answers(expected)) < 0.05
 
 
 def test_a_bank_smaller_than_all_compositions(tmp_path):
