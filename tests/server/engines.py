@@ -6,8 +6,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -28,10 +29,11 @@ PROMPTS = torch.randint(3, 500, (8, 20), generator=torch.Generator().manual_seed
 
 @dataclass(frozen=True)
 class Answer:
-    """One continuation: its token ids and the logprob of each."""
+    """One continuation: its token ids and the logprob of each; of the prompt's tokens too where they were asked for."""
 
     tokens: list[int]
     logprobs: list[float]
+    prompt: list[float] = field(default_factory=list)
 
 
 def run(model: Path, *batches: tuple[Any, Any, Any], **options: Any) -> list[list[Any]]:
@@ -63,10 +65,10 @@ def settings(options: dict[str, Any]) -> dict[str, Any]:
     return {"enforce_eager": True, "max_model_len": 256, "max_num_seqs": 64, "disable_log_stats": True, **options}
 
 
-def sampling(tokens: int = 24, **fields: Any) -> Any:
+def sampling(max_tokens: int = 24, **fields: Any) -> Any:
     from vllm import SamplingParams
 
-    return SamplingParams(**{"temperature": 0.0, "max_tokens": tokens, "ignore_eos": True, "logprobs": 1, **fields})
+    return SamplingParams(**{"temperature": 0.0, "max_tokens": max_tokens, "ignore_eos": True, "logprobs": 1, **fields})
 
 
 def prompts(ids: Sequence[list[int]] = PROMPTS) -> list[dict[str, list[int]]]:
@@ -77,7 +79,8 @@ def answers(outputs: Sequence[Any]) -> list[Answer]:
     def answer(output: Any) -> Answer:
         best = output.outputs[0]
         picked = [step[token].logprob for step, token in zip(best.logprobs, best.token_ids, strict=True)]
-        return Answer(list(best.token_ids), picked)
+        steps = zip(output.prompt_logprobs or (), output.prompt_token_ids, strict=False)
+        return Answer(list(best.token_ids), picked, [step[token].logprob for step, token in steps if step is not None])
 
     return [answer(output) for output in outputs]
 
@@ -94,7 +97,10 @@ def distance(ours: Sequence[Answer], theirs: Sequence[Answer]) -> float:
 
 
 def in_child(job: dict[str, Any], **environment: str) -> list[Answer]:
-    """Runs `job` (model: a directory or a family.yaml, names: one per prompt, options) in a process of its own."""
+    """Runs `job` in a process of its own: model (a directory or a family.yaml), names (one per prompt), options.
+
+    It may have `sampling` too, fields of SamplingParams, and `length`, of the prompts.
+    """
     command = [sys.executable, __file__, json.dumps(job)]
     done = subprocess.run(
         command, env={**os.environ, **ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=900
@@ -103,10 +109,20 @@ def in_child(job: dict[str, Any], **environment: str) -> list[Answer]:
     return [Answer(**row) for row in json.loads(done.stdout.strip().splitlines()[-1])]
 
 
+def interpret_triton() -> None:
+    """Lets vLLM use Triton's interpreter where it wants a Triton for CPUs, which PyPI does not have."""
+    from triton.backends import backends
+
+    backends["cpu"] = SimpleNamespace(driver=SimpleNamespace(is_active=lambda: True))
+
+
 def main() -> None:
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        interpret_triton()
     job = json.loads(sys.argv[1])
-    names = job["names"]
-    (outputs,) = run(Path(job["model"]), (names, prompts(PROMPTS[: len(names)]), sampling()), **job["options"])
+    names, params = job["names"], sampling(**job.get("sampling", {}))
+    ids = [row[: job.get("length")] for row in PROMPTS[: len(names)]]
+    (outputs,) = run(Path(job["model"]), (names, prompts(ids), params), **job["options"])
     print(json.dumps([vars(answer) for answer in answers(outputs)]))
 
 
