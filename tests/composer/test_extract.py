@@ -205,7 +205,9 @@ def test_a_file_that_may_not_grow_leaves_nothing(root):
 
 def test_ctrl_c_leaves_nothing(root):
     script = (
-        "import sys, time; from pathlib import Path; from layerloom.composer import extract; r = Path(sys.argv[1])\n"
+        "import signal, sys, time; from pathlib import Path; from layerloom.composer import extract\n"
+        # Whoever started the tests in the background may have had it ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler); r = Path(sys.argv[1])\n"
         "def slow(name, size): print(name, flush=True); time.sleep(0.2)\n"
         "extract(r / 'base', r / 'math', r / 'a.safetensors', progress=slow)"
     )
