@@ -3,6 +3,7 @@
 import hashlib
 import math
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .checkpoint import Checkpoint, TensorInfo, naming, open_safetensors, read_json
-from .codecs import DTYPES
+from .codecs import DTYPES, Lowrank, Parts
 from .codecs.lowrank import plus_product
 from .errors import ComposeError, quoted
 
@@ -153,6 +154,23 @@ class Adapter:
         # PEFT has the factors of an embedding the other way round: its Δ is (B @ A)ᵀ.
         left, right = (a.T, b.T) if self._is_embedding(name) else (b, a)
         return plus_product(base, left, right, scale)
+
+    def packing(self, names: Sequence[str]) -> Lowrank | None:
+        """The codec with which the matrices of `names` can stay factors; None where one of them is stored whole."""
+        if any(name in self._saved and len(self.base.tensors[name].shape) > 1 for name in names):
+            return None
+        ranks = [self.lora.rank(name.removesuffix(".weight")) for name in self._factors]
+        return Lowrank(rank=max(ranks)) if ranks else None
+
+    def packed(self, name: str, codec: Lowrank) -> Parts:
+        """The factors of a matrix in the base's dtype, the scale in lora_B; of rank 0 where the adapter has none."""
+        info = self.base.tensors[name]
+        dtype = DTYPES[info.dtype]
+        if name not in self._factors:
+            rows, k = info.shape
+            return {"lora_A": torch.zeros(0, k, dtype=dtype), "lora_B": torch.zeros(rows, 0, dtype=dtype)}
+        a, b = (self._get(self._factors[name][side]) for side in "AB")
+        return {"lora_A": a.to(dtype), "lora_B": (b.float() * self.lora.scale(name.removesuffix(".weight"))).to(dtype)}
 
     def _get(self, key: str) -> torch.Tensor:
         with naming(self.path / WEIGHTS):

@@ -10,6 +10,7 @@ from layerloom.kernels import compose
 from layerloom.kernels.compose import size
 from layerloom.kernels.delta import Delta, Dense
 
+from .adapter import Adapter
 from .archive import Archive
 from .codecs import Codec, Parts
 from .errors import ComposeError
@@ -141,12 +142,20 @@ class Bank:
 
     def keys(self, plan: Plan) -> list[Key]:
         """The pages of a plan: one for each layer, then the stem's."""
-        layers = [(part, blend, self._kept(part, blend, plan)) for part, blend in enumerate(plan.layers)]
-        return [*layers, (len(layers), LayerBlend.all(plan.stem), None)]
+        blends = [self._blend(part, blend) for part, blend in enumerate((*plan.layers, LayerBlend.all(plan.stem)))]
+        return [(part, blend, self._kept(part, blend, plan)) for part, blend in enumerate(blends)]
+
+    def _blend(self, part: Part, blend: LayerBlend) -> LayerBlend:
+        """The blend, or the base alone where it is one expert that changes nothing in this part."""
+        if blend.uniform is None or [weight for _, weight in blend.uniform] != [1.0]:
+            return blend
+        ours, theirs = self.family.checkpoint(blend.uniform[0][0]).tensors, self.family.base.tensors
+        same = all(ours[name] == theirs[name] for name in self._names(part))
+        return LayerBlend.all(()) if same else blend
 
     def _kept(self, part: Part, blend: LayerBlend, plan: Plan) -> Codec | None:
-        """The codec under which a layer is kept as deltas: when it is one expert's, and that an archive under it."""
-        if plan.residency != "delta" or blend.uniform is None or [weight for _, weight in blend.uniform] != [1.0]:
+        """The codec under which a layer is kept as deltas: when it is one expert's, and that is stored so."""
+        if plan.residency != "delta" or not blend.uniform or [weight for _, weight in blend.uniform] != [1.0]:
             return None
         codec = self._packing(part, blend.uniform[0][0])
         return codec if codec is not None and self.engine.keeps_deltas(codec) else None
@@ -154,7 +163,9 @@ class Bank:
     def _packing(self, part: Part, expert: str) -> Codec | None:
         """The codec of a layer's matrices that can go to the engine as they are stored."""
         source = self.family.checkpoint(expert)
-        codec = source.packing(source.layer(part)) if part < self.family.depth and isinstance(source, Archive) else None
+        if part == self.family.depth or not isinstance(source, Archive | Adapter):
+            return None
+        codec = source.packing(source.layer(part))
         return None if codec is None or self.engine.delta_bytes(part, codec) is None else codec
 
     def _names(self, part: Part, source: str = "base") -> Sequence[str]:
@@ -204,13 +215,12 @@ class Bank:
         return read
 
     def _read_deltas(self, part: Part, expert: str, codec: Codec) -> torch.Tensor:
-        archive = self.family.checkpoint(expert)
-        assert isinstance(archive, Archive)
-        names = archive.layer(part)
-        vectors = [name for name in names if len(archive.tensors[name].shape) < 2]
-        matrices = {name: archive.packed(name, codec) for name in names if name not in vectors}
+        source: Any = self.family.checkpoint(expert)
+        names = source.layer(part)
+        vectors = [name for name in names if len(source.tensors[name].shape) < 2]
+        matrices = {name: source.packed(name, codec) for name in names if name not in vectors}
         host = self.engine.host(self.engine.delta_bytes(part, codec) or 0, torch.uint8)
-        self.engine.fill_deltas(part, codec, host, ((name, archive.read(name)) for name in vectors), matrices)
+        self.engine.fill_deltas(part, codec, host, ((name, source.read(name)) for name in vectors), matrices)
         return host
 
     def _compose(self, part: Part, blend: LayerBlend, read: list[torch.Tensor]) -> Any:
@@ -272,7 +282,8 @@ class Bank:
         blends = {blend.of(kind) for kind in KINDS}
         experts = sorted({expert for mix in blends for expert, _ in mix})
         kept = self.engine.keeps_base(self._dtypes[part])
-        sources = {expert: self._packing(part, expert) if kept and len(blends) == 1 else None for expert in experts}
+        packings = {expert: self._packing(part, expert) if kept and len(blends) == 1 else None for expert in experts}
+        sources = {expert: codec if codec is not None and codec.bitwise else None for expert, codec in packings.items()}
         # What the engine keeps of the base need not be read again.
         if not kept and any(sum(weight for _, weight in mix) != 1.0 for mix in blends):
             sources["base"] = None

@@ -8,6 +8,7 @@ from typing import Any
 
 import huggingface_hub
 
+from .adapter import Adapter
 from .archive import Archive
 from .checkpoint import Checkpoint
 from .codecs import Codec
@@ -131,8 +132,13 @@ class Family:
         """The codecs under which compositions may keep layers as deltas; none when all are assembled."""
         entries = self._entries.compositions.values()
         kept = {self.residency, *(entry.residency for entry in entries if isinstance(entry, CompositionEntry))}
-        archives = [expert.checkpoint for expert in self.experts.values() if isinstance(expert.checkpoint, Archive)]
-        found = {archive.packing(archive.layer(index)) for archive in archives for index in range(self.depth)}
+        sources = [expert.checkpoint for expert in self.experts.values()]
+        found = {
+            source.packing(source.layer(index))
+            for source in sources
+            if isinstance(source, Archive | Adapter)
+            for index in range(self.depth)
+        }
         return {codec for codec in found if codec is not None} if "delta" in kept else set()
 
     def describe(self, name: str | Composition) -> dict[str, Any]:

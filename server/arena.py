@@ -166,7 +166,9 @@ class ArenaPages(ModelParts):
         end = max((aligned(span.end) for span in spans if len(span.shape) < 2), default=0) * self.dtype.itemsize
         places: dict[str, dict[str, Place]] = {}
         for span in spans:
-            for name, (dtype, shape) in codec.shapes(span.shape, self.dtype).items() if len(span.shape) > 1 else ():
+            if len(span.shape) < 2:
+                continue
+            for name, (dtype, shape) in codec.stacked(span.shape, self.dtype, len(self.stacked_in(span))).items():
                 places.setdefault(span.name, {})[name] = (dtype, end, shape)
                 end += aligned(math.prod(shape)) * dtype.itemsize
         return places
@@ -189,17 +191,28 @@ class ArenaPages(ModelParts):
         spans = [span for span in self.parts[part].spans if len(span.shape) < 2]
         flat = host[: max((span.end for span in spans), default=0) * self.dtype.itemsize].view(self.dtype)
         self.load(spans, [flat[span.start : span.end].view(span.shape) for span in spans], vectors)
-        places = self._delta_places(part, codec)
-        spans = [span for span in self.parts[part].spans if span.name in places]
-        for name in codec.shapes((1, 1), self.dtype):
-            into = []
-            for span in spans:
-                dtype, start, shape = places[span.name][name]
-                # vLLM's loaders take a matrix, of any width: a row of words stands where the row of numbers would.
-                end = start + math.prod(shape) * dtype.itemsize
-                into.append(host[start:end].view(dtype).view(shape[0], -1))
-            stored = ((matrix, parts[name].view(len(parts[name]), -1)) for matrix, parts in matrices.items())
-            self.load(spans, into, stored)
+        spans = [span for span in self.parts[part].spans if len(span.shape) > 1]
+        into = {
+            span.name: {
+                name: host[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape[0], -1)
+                for name, (dtype, start, shape) in self._delta_places(part, codec)[span.name].items()
+            }
+            for span in spans
+        }
+        for name in codec.common:
+            for places in into.values():
+                places[name].zero_()
+        by_rows: dict[str, dict[str, torch.Tensor]] = {}
+        for matrix, parts in matrices.items():
+            span, index, count = self.place(part, matrix)
+            for name, tensor in codec.stack(parts, index, count).items():
+                if name in codec.common:
+                    into[span.name][name] += tensor
+                else:
+                    by_rows.setdefault(name, {})[matrix] = tensor.view(len(tensor), -1)
+        for name, tensors in by_rows.items():
+            # vLLM's loaders take a matrix, of any width: a row of words stands where the row of numbers would.
+            self.load(spans, [into[span.name][name] for span in spans], tensors.items())
 
     def keeps_deltas(self, codec: Codec) -> bool:
         return codec in self.codecs

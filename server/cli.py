@@ -56,7 +56,7 @@ def serve(
         str | None, typer.Option(help="packed (for a CPU's matrix products) or arena (what a GPU uses)")
     ] = None,
     residency: Annotated[
-        str | None, typer.Option(help="assembled, or delta: keep int8, int4 and sign archives packed, in an arena")
+        str | None, typer.Option(help="assembled, or delta: keep lossy archives and LoRA adapters packed, in an arena")
     ] = None,
 ) -> None:
     """Serves a family over the OpenAI API. Any option of `vllm serve` may follow."""

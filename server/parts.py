@@ -92,6 +92,24 @@ class Parts:
     def spans(self, part: int, kind: str) -> Sequence[tuple[int, int]]:
         return [(span.start, span.end) for span in self.parts[part].spans if kind_of(span.name) == kind]
 
+    def stacked_in(self, span: Span) -> Sequence[str]:
+        """The modules of a checkpoint whose matrices vLLM keeps in this one, one under the other."""
+        _, module, _ = f".{span.name}".rsplit(".", 2)
+        return getattr(self.model, "packed_modules_mapping", {}).get(module, [module])
+
+    def place(self, part: int, name: str) -> tuple[Span, int, int]:
+        """Where vLLM keeps a matrix of a layer, by its Hugging Face name; which of how many it is there."""
+
+        def within_layer(path: str) -> str:
+            return path.rpartition(f".{part}.")[2]
+
+        path, module, _ = name.rsplit(".", 2)
+        for span in self.parts[part].spans:
+            own, _, _ = span.name.rsplit(".", 2)
+            if len(span.shape) > 1 and module in self.stacked_in(span) and within_layer(own) == within_layer(path):
+                return span, self.stacked_in(span).index(module), len(self.stacked_in(span))
+        raise ComposeError(f"{type(self.model).__name__} has no place for {name}")
+
     def fill(self, part: int, flat: torch.Tensor, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         spans = self.parts[part].spans
         self.load(spans, [flat[span.start : span.end].view(span.shape) for span in spans], tensors)

@@ -37,6 +37,10 @@ class Codec(BaseModel, ABC):
     lossless: ClassVar[bool] = False
     packed: ClassVar[bool] = False
     """Whether a kernel can multiply with the parts as they are (kernels.delta_linear): Ê ≈ B + Δ̂, and `delta` is Δ̂."""
+    bitwise: ClassVar[bool] = False
+    """Whether, beyond that, kernels.compose makes the same bits of the parts on every device."""
+    common: ClassVar[frozenset[str]] = frozenset()
+    """The parts that have no rows of the matrix."""
 
     @abstractmethod
     def encode(self, expert: torch.Tensor, base: torch.Tensor) -> tuple["Codec", Parts]:
@@ -53,6 +57,16 @@ class Codec(BaseModel, ABC):
     def delta(self, parts: Parts, k: int) -> Delta:
         """The parts as kernels read them, where the codec is `packed`; pages of parts give pages of deltas."""
         raise NotImplementedError
+
+    def stacked(
+        self, shape: Sequence[int], dtype: torch.dtype, count: int
+    ) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """`shapes` where an engine keeps `count` matrices, one under the other, as one of this shape."""
+        return self.shapes(shape, dtype)
+
+    def stack(self, parts: Parts, index: int, count: int) -> Parts:
+        """The parts of the matrix that is number `index` of them: rows of the `stacked` parts; the `common` add up."""
+        return parts
 
     def suits(self, shape: Sequence[int]) -> bool:
         """Whether a tensor of this shape can be stored so."""

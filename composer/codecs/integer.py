@@ -22,6 +22,7 @@ class Integer(Codec):
     """
 
     packed: ClassVar[bool] = True
+    bitwise: ClassVar[bool] = True
     bits: ClassVar[int]
     group: int = Field(default=128, ge=32, le=1 << 16)
 

@@ -1,7 +1,7 @@
 """lowrank: a truncated singular value decomposition, in the two factors a PEFT adapter has."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -25,6 +25,8 @@ class Lowrank(Codec):
     """
 
     codec: Literal["lowrank"] = "lowrank"
+    packed: ClassVar[bool] = True
+    common: ClassVar[frozenset[str]] = frozenset({"lora_A"})
     rank: int = Field(default=16, ge=1, le=1 << 16)
 
     def suits(self, shape: Sequence[int]) -> bool:
@@ -35,6 +37,23 @@ class Lowrank(Codec):
             raise ComposeError(f"lowrank: needs a matrix, not the shape {tuple(shape)}")
         rank = min(self.rank, *shape)
         return {"lora_A": (dtype, (rank, shape[1])), "lora_B": (dtype, (shape[0], rank))}
+
+    def stacked(
+        self, shape: Sequence[int], dtype: torch.dtype, count: int
+    ) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+        """The factors of each matrix in a block of its own: lora_A under each other, lora_B beside each other."""
+        rows, k = shape
+        return {"lora_A": (dtype, (count * self.rank, k)), "lora_B": (dtype, (rows, count * self.rank))}
+
+    def stack(self, parts: Parts, index: int, count: int) -> Parts:
+        a, b = parts["lora_A"], parts["lora_B"]
+        block = slice(index * self.rank, index * self.rank + len(a))
+        found = {"lora_A": a.new_zeros(count * self.rank, a.shape[1]), "lora_B": b.new_zeros(len(b), count * self.rank)}
+        found["lora_A"][block], found["lora_B"][:, block] = a, b
+        return found
+
+    def delta(self, parts: Parts, k: int) -> Factors:
+        return Factors(parts["lora_A"], parts["lora_B"])
 
     def encode(self, expert: torch.Tensor, base: torch.Tensor) -> tuple["Lowrank", Parts]:
         (dtype, (rank, _)) = self.shapes(expert.shape, expert.dtype)["lora_A"]

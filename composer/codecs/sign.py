@@ -21,6 +21,7 @@ class Sign(Codec):
 
     codec: Literal["sign"] = "sign"
     packed: ClassVar[bool] = True
+    bitwise: ClassVar[bool] = True
 
     def shapes(self, shape: Sequence[int], dtype: torch.dtype) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
         rows, k = row_count(shape)

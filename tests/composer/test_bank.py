@@ -180,6 +180,28 @@ def test_the_base_is_the_engines_own(family):
     assert len(bank) == 0
 
 
+def test_what_an_expert_leaves_as_it_was_is_the_bases(family, path, tmp_path):
+    """An archive of the Swahili expert's layers 2 and 5 alone."""
+    changed = {name for part in (2, 5) for name in family.base.layer(part)}
+    source, base = family.checkpoint("swahili"), family.base
+    tensors = {name: (source if name in changed else base).read(name).clone() for name in base.tensors}
+    (tmp_path / "some").mkdir()
+    save_file(tensors, tmp_path / "some" / "model.safetensors")
+    shutil.copy(source.path / "config.json", tmp_path / "some")
+    extract(base.path, tmp_path / "some", tmp_path / "some.safetensors")
+    content = yaml.safe_load(path.read_text())
+    content |= {"base": str(base.path), "compositions": {}}
+    content["experts"] = {"some": {"kind": "task", "path": "some.safetensors"}}
+    (tmp_path / "family.yaml").write_text(yaml.safe_dump(content))
+    few = Family.load(tmp_path / "family.yaml")
+    engine = Concatenated(few)
+    pages = Bank(few, engine).pages(few.plan("some"))
+    own = [part for part, page in enumerate(pages) if page is not engine.bases[part]]
+    assert own == [2, 5]
+    for part in own:
+        assert all(torch.equal(values, tensors[name].view(-1)) for name, values in pages[part].items())
+
+
 def test_a_failure_leaves_nothing_behind(family, monkeypatch):
     engine = Concatenated(family)
     bank = Bank(family, engine)

@@ -3,13 +3,14 @@
 import pytest
 import yaml
 from engines import answers, distance, in_child, prompts, run, sampling
-from pico import make_family
+from pico import EXPERTS, make_family
+from test_archives import write_adapter
 
 from layerloom.composer import ComposeError, Family, extract, merge
-from layerloom.composer.codecs import Int4, Int8, Sign
+from layerloom.composer.codecs import Int4, Int8, Lowrank, Sign
 from layerloom.server.batch import Batch
 
-CODECS = {"math": Int8(), "swahili": Int4(), "bengali": Sign()}
+CODECS = {"math": Int8(), "swahili": Int4(), "bengali": Sign(), "factors": Lowrank(rank=8)}
 
 
 pytestmark = pytest.mark.usefixtures("engine_environment")
@@ -17,11 +18,14 @@ pytestmark = pytest.mark.usefixtures("engine_environment")
 
 @pytest.fixture
 def archives(tmp_path):
-    """A family of three lossy archives; one composition says how it is kept."""
-    content = yaml.safe_load(make_family(tmp_path, "qwen2").read_text())
+    """A family of four lossy archives and an adapter; one composition says how it is kept."""
+    path = make_family(tmp_path, "qwen2", experts={**EXPERTS, "factors": "task"})
+    content = yaml.safe_load(path.read_text())
     for name, codec in CODECS.items():
         extract(tmp_path / "base", tmp_path / name, tmp_path / f"{name}.safetensors", codec)
         content["experts"][name]["path"] = f"{name}.safetensors"
+    write_adapter(tmp_path / "lora", Family.load(path).base)
+    content["experts"]["lora"] = {"kind": "task", "path": "lora"}
     content["compositions"] = {"whole": {"task": "math", "language": "swahili", "residency": "assembled"}}
     path = tmp_path / "archives.yaml"
     path.write_text(yaml.safe_dump(content))
@@ -30,7 +34,7 @@ def archives(tmp_path):
 
 def test_deltas_that_stay_packed(archives, tmp_path, capfd):
     """x·B + x·Δ̂ is x·(B + Δ̂), but for where it is rounded; all kinds of pages in one batch."""
-    names = ["math+swahili", "base", "math", "bengali", "math+bengali", "whole"]
+    names = ["math+swahili", "base", "math", "bengali", "math+bengali", "whole", "factors+swahili", "lora+bengali"]
     family, expected = Family.load(archives), {}
     for name in names:
         (outputs,) = run(merge(family, name, tmp_path / "merged" / name), (None, prompts()[:4], sampling()))
@@ -53,9 +57,22 @@ def test_deltas_that_stay_packed(archives, tmp_path, capfd):
     assert between > 0.5, "or the test shows nothing"
 
 
+def test_an_adapter_takes_the_memory_of_its_factors(archives, tmp_path):
+    """Of a whole layer, or of the stem that it shares with the base, it would not fit."""
+    model = (tmp_path / "base" / "model.safetensors").stat().st_size
+    options = {"pages": "arena", "bank_memory": model // 5, "max_loras": 1}
+    path = tmp_path / "lora.yaml"
+    path.write_text(yaml.safe_dump({"base": "base", "experts": {"lora": {"kind": "task", "path": "lora"}}}))
+    with pytest.raises(ComposeError, match="any 1 of 2 compositions at once need"):
+        run(path, **options)
+    batch = ("lora", prompts()[:2], sampling(8))
+    (found,), (expected,) = run(path, batch, residency="delta", **options), run(path, batch, pages="arena")
+    assert distance(answers(found), answers(expected)) < 0.1
+
+
 def test_as_a_captured_graph_is_replayed(archives, monkeypatch):
     """Every step as a CUDA graph captured with dummies runs it: whatever is decided on the host is the same in each."""
-    batch = ["math", "base", "math+swahili", "whole"], prompts()[:4], sampling()
+    batch = ["math", "base", "lora+swahili", "whole"], prompts()[:4], sampling()
     options = {"pages": "arena", "residency": "delta"}
     (expected,) = run(archives, batch, **options)
     route = Batch.route
