@@ -159,6 +159,10 @@ class Adapter:
         """The codec with which the matrices of `names` can stay factors; None where one of them is stored whole."""
         if any(name in self._saved and len(self.base.tensors[name].shape) > 1 for name in names):
             return None
+        return self._lowrank
+
+    @cached_property
+    def _lowrank(self) -> Lowrank | None:
         ranks = [self.lora.rank(name.removesuffix(".weight")) for name in self._factors]
         return Lowrank(rank=max(ranks)) if ranks else None
 

@@ -106,6 +106,8 @@ class Bank:
     def __init__(self, family: Family, engine: Engine) -> None:
         self.family = family
         self.engine = engine
+        self._changed: dict[tuple[Part, str], bool] = {}
+        """Whether an expert changes a part; asked for all compositions whenever one is added."""
         self._staged: dict[Key, list[torch.Tensor]] = {}
         self._dtypes = [self._dtype(part) for part in range(family.depth + 1)]
         self._pages: WeakValueDictionary[Key, Any] = WeakValueDictionary()
@@ -147,17 +149,19 @@ class Bank:
 
     def _blend(self, part: Part, blend: LayerBlend) -> LayerBlend:
         """The blend, or the base alone where it is one expert that changes nothing in this part."""
-        if blend.uniform is None or [weight for _, weight in blend.uniform] != [1.0]:
-            return blend
-        ours, theirs = self.family.checkpoint(blend.uniform[0][0]).tensors, self.family.base.tensors
-        same = all(ours[name] == theirs[name] for name in self._names(part))
-        return LayerBlend.all(()) if same else blend
+        return blend if blend.alone is None or self._changes(part, blend.alone) else LayerBlend.all(())
+
+    def _changes(self, part: Part, expert: str) -> bool:
+        if (part, expert) not in self._changed:
+            ours, theirs = self.family.checkpoint(expert).tensors, self.family.base.tensors
+            self._changed[part, expert] = any(ours[name] != theirs[name] for name in self._names(part))
+        return self._changed[part, expert]
 
     def _kept(self, part: Part, blend: LayerBlend, plan: Plan) -> Codec | None:
         """The codec under which a layer is kept as deltas: when it is one expert's, and that is stored so."""
-        if plan.residency != "delta" or not blend.uniform or [weight for _, weight in blend.uniform] != [1.0]:
+        if plan.residency != "delta" or blend.alone is None:
             return None
-        codec = self._packing(part, blend.uniform[0][0])
+        codec = self._packing(part, blend.alone)
         return codec if codec is not None and self.engine.keeps_deltas(codec) else None
 
     def _packing(self, part: Part, expert: str) -> Codec | None:

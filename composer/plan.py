@@ -61,6 +61,11 @@ class LayerBlend:
         """The one blend of all kinds, or None when they differ."""
         return self.attention if self.attention == self.mlp == self.norm else None
 
+    @property
+    def alone(self) -> str | None:
+        """The expert that the whole layer is as it is, or None."""
+        return self.uniform[0][0] if self.uniform and [weight for _, weight in self.uniform] == [1.0] else None
+
     def of(self, kind: str) -> Blend:
         """The blend of one of KINDS."""
         return {"attention": self.attention, "mlp": self.mlp, "norm": self.norm}[kind]
