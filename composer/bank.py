@@ -138,9 +138,10 @@ class Bank:
             self._staged.clear()
             raise
 
-    def unstage(self) -> None:
-        """Lets go of all that was read ahead."""
-        self._staged.clear()
+    def unstage(self, plan: Plan) -> None:
+        """Lets go of what was read ahead for a plan."""
+        for key in self.own(plan):
+            self._staged.pop(key, None)
 
     def keys(self, plan: Plan) -> list[Key]:
         """The pages of a plan: one for each layer, then the stem's."""

@@ -83,7 +83,7 @@ class ArenaPages(ModelParts):
     deltas. Raises ComposeError when the model's parameters are of more than one dtype.
     """
 
-    bounded = True
+    reads_ahead = True
 
     def __init__(self, model: nn.Module, depth: int, slots: int, rows: int, codecs: Iterable[Codec]) -> None:
         super().__init__(model, depth)

@@ -58,6 +58,12 @@ def serve(
     residency: Annotated[
         str | None, typer.Option(help="assembled, or delta: keep lossy archives and LoRA adapters packed, in an arena")
     ] = None,
+    wait_for_room: Annotated[
+        float, typer.Option(min=0, help="seconds a request waits while others use all bank memory, before a 503")
+    ] = 30.0,
+    open_metrics: Annotated[
+        bool, typer.Option("--open-metrics", help="leave /metrics open where --api-key is set")
+    ] = False,
 ) -> None:
     """Serves a family over the OpenAI API. Any option of `vllm serve` may follow."""
     from .engine import prepare_environment
@@ -72,14 +78,20 @@ def serve(
         from .engine import engine_options
 
         parser = make_arg_parser(FlexibleArgumentParser(prog="layerloom serve FAMILY"))
+        parser.set_defaults(shutdown_timeout=30)
         args = parser.parse_args([*context.args, "--port", str(port)])
         given = {name: value for name, value in vars(args).items() if value != parser.get_default(name)}
         memory = None if bank_memory is None else memory_of(bank_memory)
         for name, value in engine_options(loaded, allow_recipes, given, memory, pages, residency).items():
             setattr(args, name, value)
+        args.additional_config["layerloom"] |= {"patience": wait_for_room, "open_metrics": open_metrics}
         args.model_tag = None
     ServeSubcommand().validate(args)
     ServeSubcommand.cmd(args)
+    from . import lifetime
+
+    if lifetime.failed:
+        raise typer.Exit(1)
 
 
 def memory_of(text: str) -> int:

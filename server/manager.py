@@ -2,9 +2,9 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from time import sleep
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,8 +17,12 @@ from layerloom.composer.bank import Engine
 from layerloom.composer.budget import needed
 from layerloom.kernels.compose import prepare
 
-MOST_AHEAD = 8
-"""Compositions that may be read ahead before they are added."""
+from .reader import Reader
+
+HELD, READING, BUSY, REFUSED = "held", "reading", "busy", "refused"
+
+Answer = tuple[str, str]
+"""One of these, and the reason."""
 
 Pages = tuple[Any, ...]
 """A composition in the engine: a page for every layer, then the stem's."""
@@ -30,8 +34,8 @@ Routed = tuple[list[Pages], np.ndarray, bool]
 class EnginePages(Engine, Protocol):
     """How pages are kept: packed on a CPU (packed.py), in one tensor on a GPU (arena.py)."""
 
-    bounded: bool
-    """Whether compositions have memory of a fixed size, set apart at the start. Then reading ahead disturbs no step."""
+    reads_ahead: bool
+    """Whether files can be read on a thread without disturbing the steps that run meanwhile."""
 
     device: torch.device
     """Where pages are composed."""
@@ -44,8 +48,8 @@ class EnginePages(Engine, Protocol):
     def free(self) -> float:
         """Bytes that no composition has taken."""
 
-    def reserve(self, memory: int | None) -> None:
-        """Lets compositions take `memory` bytes; None, where they are not bounded, is as much as there is."""
+    def reserve(self, memory: int) -> None:
+        """Lets compositions take `memory` bytes."""
 
     def route(self, compositions: list[Pages], position: np.ndarray, replayed: bool) -> None:
         """Uses composition position[t] for token t of the coming steps.
@@ -57,21 +61,22 @@ class EnginePages(Engine, Protocol):
         """The same for the output head, whose rows are the sampled tokens."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Adapter:
-    """A composition as vLLM's scheduler knows it."""
+    """A composition as vLLM's scheduler knows it, and who has requests for it."""
 
     name: str
     path: str
     pages: Pages
     dummy: bool = False
+    holders: set[str] = field(default_factory=set)
 
 
 class CompositionManager:
-    """Answers the calls vLLM's model runner makes on its LoRA manager.
+    """Answers the calls vLLM's model runner makes on its LoRA manager, and the servers' own: `hold` and `release`.
 
-    Everything that can fail does so in `add_adapter`, which reaches the client as an HTTP error. What the
-    step loop calls (`set_active_adapters`) only looks up pages that are already in memory.
+    A composition is held from before its first request reaches the scheduler until its last has ended, and what is held
+    is never let go of. All that can fail does so in `hold`; a step (`set_active_adapters`) looks up what is in memory.
     """
 
     def __init__(
@@ -81,24 +86,26 @@ class CompositionManager:
         self.pages = pages
         self.bank = Bank(family, pages)
         self.capacity = capacity
-        self.mixed = mixed
-        self._known = {plan.digest: plan for plan in map(family.plan, family.names())}
-        if memory is None and pages.bounded:
+        names = family.names()
+        wanted = needed(map(family.plan, names), mixed, self.bank)
+        if memory is None:
             # A composition that only a client's recipe names can be a whole model of its own.
-            memory = self._needed(self._known) + recipes * sum(map(pages.bytes, range(family.depth + 1)))
-        self.memory = memory
-        self._check(self._known)
-        pages.reserve(self.memory)
+            memory = wanted + recipes * sum(map(pages.bytes, range(family.depth + 1)))
+        if wanted > memory:
+            raise ComposeError(
+                f"any {mixed} of {len(names)} compositions at once need {megabytes(wanted)} of bank memory, and there "
+                f"are {megabytes(memory)}: start with a larger --bank-memory or a smaller --max-loras"
+            )
+        pages.reserve(memory)
         for dtype in self.bank.dtypes():
             prepare(dtype, pages.device)
         base = tuple(pages.base_page(part) for part in range(family.depth + 1))
         self._base = Adapter("base", "", base)
         self._adapters: OrderedDict[int, Adapter] = OrderedDict()
+        """Those longest unused first."""
         self._pinned: set[int] = set()
         self._active: frozenset[int] = frozenset()
-        self._needed_now: frozenset[int] = frozenset()
-        self._reader = ThreadPoolExecutor(1, "layerloom-reader")
-        self._ahead: dict[str, Future[None]] = {}
+        self._reader = Reader(self.bank)
         self._forget_routes()
 
     def _forget_routes(self) -> None:
@@ -110,63 +117,56 @@ class CompositionManager:
         self.pages.route(*self._rows)
         self.pages.route_head(*self._head)
 
-    def _needed(self, known: dict[str, Plan]) -> int:
-        return needed(known.values(), self.mixed, self.bank)
+    def hold(self, name: str, digest: str, adapter_id: int, holder: str) -> Answer:
+        """Keeps a composition in memory for `holder`, assembled first if need be, until it calls `release`.
 
-    def _check(self, known: dict[str, Plan]) -> None:
-        """Raises ComposeError unless any `mixed` of the compositions fit in memory together."""
-        wanted = self._needed(known)
-        if self.memory is not None and wanted > self.memory:
-            raise ComposeError(
-                f"any {self.mixed} of {len(known)} compositions at once need {megabytes(wanted)} of bank memory, and "
-                f"there are {megabytes(self.memory)}: start with a larger --bank-memory or a smaller --max-loras"
-            )
+        The answer is HELD; READING, when its files are still being read, and BUSY, when all room is held by others:
+        ask again; or REFUSED. It never raises: vLLM's executor for several workers does not survive that.
+        """
+        try:
+            if adapter_id not in self._adapters:
+                answer = self._load(name, digest, adapter_id)
+                if answer[0] != HELD:
+                    return answer
+            adapter = self._adapters[adapter_id]
+            if adapter.path != digest:
+                return REFUSED, f"adapter id {adapter_id} already stands for {adapter.name}"
+            adapter.holders.add(holder)
+            self._adapters.move_to_end(adapter_id)
+            return HELD, ""
+        except Exception as error:
+            return REFUSED, str(error) or type(error).__name__
 
-    def add_adapter(self, request: LoRARequest) -> bool:
-        """Assembles the composition; False when it was there already. Raises ComposeError with the reason."""
-        known = self._adapters.get(request.lora_int_id)
-        if known is not None:
-            if known.path != request.lora_path:
-                raise ComposeError(f"adapter id {request.lora_int_id} already stands for {known.name}")
-            self._adapters.move_to_end(request.lora_int_id)
-            return False
-        plan = self.family.plan(request.lora_name)
-        if plan.digest != request.lora_path:
+    def release(self, digest: str, adapter_id: int, holder: str) -> None:
+        """Says that `holder` has no request left for a composition, or does not wait for it any more."""
+        self._reader.forget(digest)
+        adapter = self._adapters.get(adapter_id)
+        if adapter is not None and holder in adapter.holders:
+            adapter.holders.remove(holder)
+            self._adapters.move_to_end(adapter_id)
+
+    def _load(self, name: str, digest: str, adapter_id: int) -> Answer:
+        """Assembles a composition that is not there. Raises ComposeError."""
+        plan = self.family.plan(name)
+        if plan.digest != digest:
             raise ComposeError(
-                f"{plan.name}: the request was made for digest {request.lora_path[:12]}, this engine's family has "
+                f"{plan.name}: the request was made for digest {digest[:12]}, this engine's family has "
                 f"{plan.digest[:12]}. Were the expert's files changed while serving? Restart the server."
             )
-        known = {**self._known, plan.digest: plan}
-        self._check(known)
-        while len(self._adapters) >= self.capacity and self._evict():
-            pass
-        self._adapters[request.lora_int_id] = Adapter(plan.name, plan.digest, self._assemble(plan))
-        self._known = known
-        self._ahead.pop(plan.digest, None)
-        return True
-
-    def stage(self, name: str, digest: str) -> None:
-        """Starts reading a composition's files, so that `add_adapter` need not wait for them."""
-        if digest in self._ahead or not self.pages.bounded:
-            return
-        if len(self._ahead) >= MOST_AHEAD:
-            # Whoever asked for those has not come back for them.
-            self._ahead.clear()
-            self.bank.unstage()
-        self._ahead[digest] = self._reader.submit(lambda: self.bank.stage(self.family.plan(name)))
-
-    def is_staged(self, digest: str) -> bool:
-        """Whether that is done. What went wrong goes wrong again, with its reason, in `add_adapter`."""
-        return digest not in self._ahead or self._ahead[digest].done()
+        if not self._make_room(plan):
+            others = sum(bool(adapter.holders) for adapter in self._adapters.values())
+            if others:
+                return BUSY, f"{others} other compositions are in use and hold all the room that it needs"
+            raise ComposeError(
+                f"it needs {megabytes(self.bank.missing(plan))}, and the bank has {megabytes(self.pages.free)}: start "
+                "the server with a larger --bank-memory"
+            )
+        if self.pages.reads_ahead and not self._reader.has_read(plan):
+            return READING, ""
+        self._adapters[adapter_id] = Adapter(plan.name, plan.digest, self._assemble(plan))
+        return HELD, ""
 
     def _assemble(self, plan: Plan) -> Pages:
-        def short() -> bool:
-            return self.bank.missing(plan) > self.pages.free
-
-        if short():
-            self._forget_routes()
-        while short() and self._evict():
-            pass
         generation = self.pages.generation
         try:
             return self.bank.pages(plan)
@@ -174,21 +174,45 @@ class CompositionManager:
             if self.pages.generation != generation:
                 self._forget_routes()
 
-    def _evict(self) -> bool:
-        """Lets go of the composition that was longest unused, those of the last step and pinned ones last."""
-        free = [adapter_id for adapter_id in self._adapters if adapter_id not in self._needed_now]
-        if not free:
-            return False
-        del self._adapters[min(free, key=lambda adapter_id: (adapter_id in self._pinned, adapter_id in self._active))]
+    def _make_room(self, plan: Plan) -> bool:
+        """Lets go of compositions that nobody holds until this one fits; False where it cannot."""
+
+        def short() -> bool:
+            return self.bank.missing(plan) > self.pages.free
+
+        if short():
+            self._forget_routes()
+        while len(self._adapters) >= self.capacity or short():
+            free = [adapter_id for adapter_id, adapter in self._adapters.items() if not adapter.holders]
+            if not free:
+                return False
+            # The longest unused; those of the last step and pinned ones last.
+            del self._adapters[min(free, key=lambda of: (of in self._pinned, of in self._active))]
         return True
 
+    def add_adapter(self, request: LoRARequest) -> bool:
+        """vLLM's own way to load one, for those who do not `hold` it. False when it was there; raises ComposeError."""
+        there = request.lora_int_id in self._adapters
+        holder = "add_adapter"
+        while (answer := self.hold(request.lora_name, request.lora_path, request.lora_int_id, holder))[0] == READING:
+            sleep(0.005)
+        self.release(request.lora_path, request.lora_int_id, holder)
+        if answer[0] != HELD:
+            raise ComposeError(f"{request.lora_name}: {answer[1]}")
+        return not there
+
     def remove_adapter(self, adapter_id: int) -> bool:
+        """False when it was not there, or is held."""
+        adapter = self._adapters.get(adapter_id)
+        if adapter is None or adapter.holders:
+            return False
         self._pinned.discard(adapter_id)
-        return self._adapters.pop(adapter_id, None) is not None
+        del self._adapters[adapter_id]
+        return True
 
     def remove_all_adapters(self) -> None:
-        self._adapters.clear()
-        self._pinned.clear()
+        for adapter_id in list(self._adapters):
+            self.remove_adapter(adapter_id)
         self._forget_routes()
 
     def pin_adapter(self, adapter_id: int) -> bool:
@@ -202,11 +226,11 @@ class CompositionManager:
 
     def set_active_adapters(self, requests: set[LoRARequest], mapping: Any | None) -> None:
         """Routes the coming step: `mapping` names the adapter id of each token and of each sampled token."""
-        # First, so that making room for one of them never evicts another.
-        self._active = self._needed_now = frozenset(request.lora_int_id for request in requests)
+        self._active = frozenset(request.lora_int_id for request in requests)
         for request in requests:
-            self.add_adapter(request)
-        self._needed_now = frozenset()
+            if request.lora_int_id not in self._adapters:
+                # Of a caller who added a request to the engine without holding its composition.
+                self.add_adapter(request)
         if mapping is None:
             return
         if mapping.index_mapping != self._tokens:

@@ -144,7 +144,7 @@ class PackedLinearMethod(PagedLinearMethod):
 class PackedPages(Parts):
     """The bank's engine (layerloom.composer.bank.Engine) on a CPU: pages are made in host memory and packed."""
 
-    bounded = False
+    reads_ahead = False
     device = torch.device("cpu")
     generation = 0
 
@@ -200,8 +200,8 @@ class PackedPages(Parts):
     def base(self, part: int) -> torch.Tensor:
         raise NotImplementedError
 
-    def reserve(self, memory: int | None) -> None:
-        self._memory = math.inf if memory is None else memory
+    def reserve(self, memory: int) -> None:
+        self._memory = memory
 
     @property
     def free(self) -> float:

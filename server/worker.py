@@ -3,6 +3,7 @@
 from types import MethodType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from vllm.config import CompilationMode, VllmConfig
@@ -77,9 +78,13 @@ class Compositions:
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         super().load_model(*args, **kwargs)
-        # What the HTTP server calls on every worker, by name.
+        # What servers call on every worker, by name.
         manager = self.model_runner.lora_manager
-        self.stage_composition, self.composition_is_staged = manager.stage, manager.is_staged
+        self.hold_composition, self.release_composition = manager.hold, manager.release
+        state = getattr(self.model_runner, "lora_state", None)
+        if state is not None:
+            # vLLM's second model runner keeps 32 bits of an adapter id, and everything else 64.
+            state.lora_ids = state.lora_ids.astype(np.int64)
         of_prompts = getattr(self.model_runner, "prompt_logprobs_worker", None)
         for name in ("compute_prompt_logprobs", "compute_prompt_token_id_logprobs"):
             if hasattr(of_prompts, name):

@@ -1,0 +1,105 @@
+"""front: what stands before vLLM's routes: the API key, requests' leases, and 503 where there is no engine to ask."""
+
+import hashlib
+import json
+from secrets import compare_digest
+from typing import Any
+
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .visit import VISIT, Visit
+
+OPEN = {"/health", "/ping", "/version", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+"""What needs no API key; all else does, whoever adds it."""
+
+ADAPTER = b"x-amzn-sagemaker-adapter-identifier"
+RETRY_AFTER = {"Retry-After": "1"}
+"""Seconds."""
+
+
+class Front:
+    """ASGI middleware. `keys` are the API keys, any of which will do; with none all is open."""
+
+    def __init__(self, app: ASGIApp, keys: list[str], open_metrics: bool) -> None:
+        self.app = app
+        self.keys = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self.open = OPEN | ({"/metrics"} if open_metrics else set())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            return await self.app(scope, receive, send)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if scope.get("method") != "OPTIONS" and not self._may(path, Headers(scope=scope)):
+            return await error(401, "Unauthorized", "the API key is missing or wrong")(scope, receive, send)
+        server = scope["app"].state.layerloom
+        if server.ending:
+            return await unavailable(server.ending)(scope, receive, send)
+        if path == "/invocations":
+            scope, receive = await with_adapter(scope, receive)
+        visit = Visit(path)
+        token = VISIT.set(visit)
+        try:
+            await self.app(scope, receive, Answer(visit, server, scope, receive, send))
+        finally:
+            VISIT.reset(token)
+            for lease in visit.leases:
+                server.leases.release(lease)
+
+    def _may(self, path: str, headers: Headers) -> bool:
+        if not self.keys or path in self.open or path.startswith("/static/"):
+            return True
+        scheme, _, key = headers.get("Authorization", "").partition(" ")
+        given = hashlib.sha256(key.encode()).digest()
+        return scheme.lower() == "bearer" and any([compare_digest(given, known) for known in self.keys])
+
+
+class Answer:
+    """Sends on what a handler answers, unless it is an error and the reason is that there is nothing to ask now."""
+
+    def __init__(self, visit: Visit, server: Any, scope: Scope, receive: Receive, send: Send) -> None:
+        self.visit, self.server = visit, server
+        self.scope, self.receive, self.send = scope, receive, send
+        self.replaced = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] >= 400:
+            reason = self.visit.unavailable or self.server.ending
+            if reason:
+                self.replaced = True
+                return await unavailable(reason)(self.scope, self.receive, self.send)
+        if not self.replaced:
+            await self.send(message)
+
+
+def unavailable(reason: str) -> JSONResponse:
+    return error(503, "ServiceUnavailableError", reason, RETRY_AFTER)
+
+
+def error(status: int, kind: str, reason: str, headers: dict[str, str] | None = None) -> JSONResponse:
+    """In OpenAI's form."""
+    content = {"error": {"message": reason, "type": kind, "param": None, "code": status}}
+    return JSONResponse(content, status, headers)
+
+
+async def with_adapter(scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
+    """SageMaker's route takes a model from a header alone, and the base without it: the body's `model` goes there."""
+    messages, body = [], b""
+    while True:
+        message = await receive()
+        messages.append(message)
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            break
+    try:
+        model = json.loads(body).get("model")
+    except (ValueError, AttributeError, RecursionError):
+        model = None
+
+    async def again() -> Message:
+        return messages.pop(0) if messages else await receive()
+
+    if isinstance(model, str) and model and ADAPTER not in dict(scope["headers"]):
+        scope = {**scope, "headers": [*scope["headers"], (ADAPTER, model.encode("utf-8", "replace"))]}
+    return scope, again

@@ -1,0 +1,95 @@
+"""lifetime: how a server ends: after its requests when asked to, soon and with an error when its engine has died."""
+
+import asyncio
+import os
+import time
+from functools import partial
+from threading import Thread
+from typing import Any
+
+from starlette.datastructures import State
+from vllm.engine.protocol import EngineClient
+from vllm.logger import init_logger
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from .leases import Leases
+
+logger = init_logger("vllm.layerloom")
+
+LOOK = 0.25
+GRACE = 3
+"""Seconds that connections may take to end when there is nothing left to say."""
+
+AT_ONCE = 8.0
+"""Seconds from the engine's death to the server's, whatever still hangs."""
+
+failed = False
+"""Whether this process' engine has died: then its exit status must say so."""
+
+
+class Lifetime:
+    """Watches one server's engine, and takes the place of its engine client's `shutdown`."""
+
+    def __init__(self, client: EngineClient, leases: Leases, state: State) -> None:
+        self.client = client
+        self.leases = leases
+        self.state = state
+        self._ending = ""
+        self._loop = asyncio.get_running_loop()
+        self._shutdown = client.shutdown
+        client.shutdown = self.shutdown
+        self._watch = self._loop.create_task(self._watch_engine())
+
+    @property
+    def ending(self) -> str:
+        """Why no request is taken any more."""
+        return self._ending or ("the engine has ended" if self.client.errored else "")
+
+    async def _watch_engine(self) -> None:
+        global failed
+        while not self.client.errored:
+            await asyncio.sleep(LOOK)
+        if self._ending:
+            return
+        failed = True
+        self._end("the engine has ended")
+        logger.error("layerloom: the engine has ended, and so does the server")
+        self._end_streams()
+        self.state.server.should_exit = True
+        exit_after(AT_ONCE, 1)
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """Lets requests end for `timeout` seconds, and then ends those that have not, with an error."""
+        if not self._ending:
+            self._end("the server is shutting down")
+            # Whoever started several servers waits for them as long, and then kills them.
+            until = time.monotonic() + max(0.0, (timeout or 0.0) - GRACE)
+            exit_after((timeout or 0.0) + AT_ONCE, 0)
+            while time.monotonic() < until and not self.client.errored and self._unfinished():
+                time.sleep(LOOK)
+        timeout = min(timeout or 0.0, GRACE)
+        self._shutdown(timeout=timeout)
+        self._loop.call_soon_threadsafe(self._end_streams)
+
+    def _unfinished(self) -> bool:
+        return bool(self.client.output_processor.has_unfinished_requests())
+
+    def _end(self, reason: str) -> None:
+        self._ending = reason
+        server = getattr(self.state, "server", None)
+        if server is not None:
+            server.config.timeout_graceful_shutdown = GRACE
+
+    def _end_streams(self) -> None:
+        self.leases.closed = True
+        self.client.output_processor.propagate_error(EngineDeadError())
+
+
+def exit_after(seconds: float, status: int) -> None:
+    """Ends this process then, if nothing else has: a connection that nobody reads must not keep it."""
+    Thread(target=partial(_exit, seconds, status), daemon=True, name="layerloom-exit").start()
+
+
+def _exit(seconds: float, status: int) -> Any:
+    time.sleep(seconds)
+    os._exit(status)

@@ -1,0 +1,50 @@
+"""visit: one HTTP request on its way through vLLM's handlers, and what it holds meanwhile."""
+
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from vllm.lora.request import LoRARequest
+
+from .leases import Lease
+
+TEXT_ONLY = ("/tokenize", "/detokenize", "/count_tokens", "/render", "/derender")
+"""How the paths end that need a composition's name, and not its weights."""
+
+
+@dataclass
+class Visit:
+    """A request: the compositions it asked for, by the names it used, and its leases of them."""
+
+    path: str
+    adapters: dict[str, LoRARequest] = field(default_factory=dict)
+    leases: list[Lease] = field(default_factory=list)
+    unavailable: str = ""
+    """Why it is to be answered with 503, whatever a handler makes of it."""
+
+    @property
+    def generates(self) -> bool:
+        return not self.path.endswith(TEXT_ONLY)
+
+
+VISIT: ContextVar[Visit] = ContextVar("layerloom_visit")
+
+
+class Adapters(Mapping[str, LoRARequest]):
+    """Stands in for the dictionary in which vLLM's OpenAIServingModels keeps every adapter that was ever asked for.
+
+    It has those of the current request alone: so each request is resolved, and nothing grows.
+    """
+
+    def _own(self) -> dict[str, LoRARequest]:
+        visit = VISIT.get(None)
+        return {} if visit is None else visit.adapters
+
+    def __getitem__(self, name: str) -> LoRARequest:
+        return self._own()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._own())
+
+    def __len__(self) -> int:
+        return len(self._own())

@@ -1,0 +1,167 @@
+"""Processes that die and servers that are told to end: nobody hangs, and the exit status says what happened."""
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pico import make_family
+from serving import Server, members, serving, wait_until
+
+LONG = ("--max-model-len", "8192")
+AT_ONCE = 10.0
+"""Seconds from a death to the end of the server, and of every request."""
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_family(tmp_path_factory.mktemp("faults"), depth=4, max_position_embeddings=8192)
+
+
+def processes(server: Server, title: str) -> list[Any]:
+    return [process for process in members(server.process.pid) if title in " ".join(process.cmdline())]
+
+
+def stream(server: Server, model: str, tokens: int, started: threading.Event) -> tuple[int, str]:
+    """Tokens that came, and how the stream ended: "[DONE]", an error's text, or "cut"."""
+    body = {"model": model, "prompt": "diso", "max_tokens": tokens, "ignore_eos": True, "stream": True}
+    count, end = 0, "cut"
+    try:
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=120) as response:
+            if response.status_code != 200:
+                started.set()
+                return 0, f"{response.status_code} {response.read().decode()}"
+            for line in response.iter_lines():
+                if line.startswith("data: "):
+                    end = line[6:]
+                    count += end.startswith("{") and "choices" in end
+                    started.set()
+    except httpx.TransportError as error:
+        end = f"cut: {error}"
+    finally:
+        started.set()
+    return count, end
+
+
+def ask(server: Server, model: str) -> tuple[int, str]:
+    try:
+        response = server.post("/v1/completions", {"model": model, "prompt": "diso", "max_tokens": 4})
+    except httpx.TransportError as error:
+        return 0, str(error)
+    return response.status_code, response.text
+
+
+class Clients:
+    """Some that stream, and then some that ask for compositions nobody has asked for before."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.pool = ThreadPoolExecutor(16)
+        started = [threading.Event() for _ in range(3)]
+        self.streams = [
+            self.pool.submit(stream, server, model, 8000, event)
+            for model, event in zip(("base", "math", "base"), started, strict=True)
+        ]
+        for event in started:
+            assert event.wait(120)
+        assert not [future.result() for future in self.streams if future.done()]
+        self.firsts: list[Future[tuple[int, str]]] = []
+
+    def ask_all(self) -> None:
+        names = ["swahili", "bengali", "math+swahili", "math+bengali", "math", "base"]
+        self.firsts += [self.pool.submit(ask, self.server, name) for name in names]
+
+
+@pytest.fixture
+def clients() -> Iterator[Callable[[Server], Clients]]:
+    made: list[Clients] = []
+
+    def make(server: Server) -> Clients:
+        made.append(Clients(server))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.pool.shutdown(cancel_futures=True)
+
+
+CASES = {
+    "engine": ((), "EngineCore"),
+    "worker of two": (("--tensor-parallel-size", "2"), "Worker"),
+    "engine behind two servers": (("--api-server-count", "2"), "EngineCore"),
+    "one engine of two": (("--data-parallel-size", "2", "--api-server-count", "1"), "EngineCore"),
+}
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("case", CASES)
+def test_a_death_ends_the_server_and_every_request(
+    case: str, family: Path, tmp_path: Path, clients: Callable[[Server], Clients], capfd: Any
+) -> None:
+    options, title = CASES[case]
+    with serving(family, tmp_path / "log", *LONG, *options) as server:
+        some = clients(server)
+        victim = processes(server, title)[-1]
+        some.ask_all()
+        victim.send_signal(signal.SIGKILL)
+        died = time.monotonic()
+        some.ask_all()
+
+        status = server.process.wait(3 * AT_ONCE)
+        ended = time.monotonic() - died
+        answers = [future.result(AT_ONCE) for future in (*some.firsts, *some.streams)]
+        wait_until(lambda: not members(server.process.pid), AT_ONCE)
+        gone = time.monotonic() - died
+    with capfd.disabled():
+        print(f"\n{case}: exit status {status} after {ended:.1f} s, all processes gone after {gone:.1f} s")
+    assert status not in (0, -signal.SIGKILL), server.tail()
+    assert ended < AT_ONCE and gone < AT_ONCE + 5
+    for code, text in answers[: len(some.firsts)]:
+        # Answered before, told, or cut off when the server ended; the last is the best that two servers can do.
+        assert code in (200, 503, 0), text
+        assert code != 503 or "the engine has ended" in text or "shutting down" in text, text
+    for _, end in answers[len(some.firsts) :]:
+        assert end != "[DONE]", "no stream may end as if it were complete"
+
+
+@pytest.mark.timeout(900)
+def test_sigterm_lets_requests_end(family: Path, tmp_path: Path) -> None:
+    with serving(family, tmp_path / "log", *LONG) as server, ThreadPoolExecutor(8) as pool:
+        started = [threading.Event() for _ in range(4)]
+        streams = [
+            pool.submit(stream, server, name, 600, event)
+            for name, event in zip(("base", "math", "math+swahili", "swahili"), started, strict=True)
+        ]
+        for event in started:
+            assert event.wait(120)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        if server.process.poll() is None and not all(future.done() for future in streams):
+            response = server.post("/v1/completions", {"model": "bengali", "prompt": "diso", "max_tokens": 4})
+            assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+            assert "shutting down" in response.json()["error"]["message"]
+            assert server.get("/health").status_code == 503
+        for future in streams:
+            assert future.result(60) == (600, "[DONE]")
+        assert server.process.wait(30) == 0, server.tail()
+
+
+@pytest.mark.timeout(900)
+def test_sigterm_does_not_wait_for_ever(family: Path, tmp_path: Path, clients: Callable[[Server], Clients]) -> None:
+    """Streams that would go on for minutes, one of them to a client that does not read."""
+    with serving(family, tmp_path / "log", *LONG, "--shutdown-timeout", "6") as server:
+        some = clients(server)
+        body = {"model": "math", "prompt": "diso", "max_tokens": 8000, "ignore_eos": True, "stream": True}
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=120):
+            told = time.monotonic()
+            server.process.send_signal(signal.SIGTERM)
+            server.process.wait(60)
+            assert time.monotonic() - told < 6 + AT_ONCE
+        for future in some.streams:
+            count, end = future.result(AT_ONCE)
+            assert count and end != "[DONE]"
