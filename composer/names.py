@@ -16,8 +16,10 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from difflib import get_close_matches
+from functools import cached_property
 from typing import NoReturn
+
+from rapidfuzz import fuzz, process
 
 from .errors import ComposeError, UnknownName, listed, quoted
 from .recipe import PRESETS
@@ -76,6 +78,10 @@ class Names:
 
     def all(self) -> list[str]:
         """The canonical names without options: base, experts, pairs, the family's compositions."""
+        return list(self._all)
+
+    @cached_property
+    def _all(self) -> list[str]:
         pairs = [f"{task}+{language}" for task in self._of_kind("task") for language in self._of_kind("language")]
         return ["base", *self.kinds, *pairs, *self.compositions]
 
@@ -136,7 +142,7 @@ class Names:
         return tuple((key, given[key]) for key in OPTIONS if key in given)
 
     def _unknown(self, text: str) -> NoReturn:
-        valid = self.all()
+        valid = self._all
         words = re.sub(r"\s", "", text[:LONGEST_NAME]).lower().partition("@")[0].split("+")
         known = self.experts if len(words) == 2 else ["base", *self.experts, *self.compositions]
         close = [nearest(word, known) for word in words[:2]]
@@ -155,8 +161,9 @@ class Names:
 
 
 def nearest(word: str, valid: Iterable[str]) -> str | None:
-    """The closest of `valid`, if one is close."""
-    return next(iter(get_close_matches(word[:LONGEST_NAME], list(valid), n=1)), None)
+    """The closest of `valid`, if one is close. Quick, because clients can make it work as often as they like."""
+    found = process.extractOne(word[:LONGEST_NAME], list(valid), scorer=fuzz.ratio, score_cutoff=60)
+    return None if found is None else str(found[0])
 
 
 def _hint(meant: str | None) -> str:

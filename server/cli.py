@@ -91,7 +91,8 @@ def serve(
     from . import lifetime
 
     if lifetime.failed:
-        raise typer.Exit(1)
+        # Python's own end can hang on what a dead engine has left behind.
+        lifetime.exit_now(1)
 
 
 def memory_of(text: str) -> int:

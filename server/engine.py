@@ -30,6 +30,8 @@ def prepare_environment() -> None:
     plugins = os.environ.setdefault("VLLM_PLUGINS", default).split(",")
     if "layerloom" not in plugins:
         os.environ["VLLM_PLUGINS"] = ",".join([*plugins, "layerloom"])
+    # When one of several workers has died, the others wait for it as long before their clients are told.
+    os.environ.setdefault("VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS", "1")
 
 
 def engine_options(

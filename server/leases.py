@@ -175,6 +175,7 @@ class Leases:
     async def _while_alive(self, call: Awaitable[T]) -> T:
         """The result of a call that engines answer, or not: nobody tells those who wait when an engine has died."""
         task = asyncio.ensure_future(call)
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             while not task.done():
                 await asyncio.wait({task}, timeout=LATEST)

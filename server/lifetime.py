@@ -2,11 +2,12 @@
 
 import asyncio
 import os
+import sys
 import time
-from functools import partial
-from threading import Thread
-from typing import Any
+from threading import Timer
+from typing import NoReturn
 
+import psutil
 from starlette.datastructures import State
 from vllm.engine.protocol import EngineClient
 from vllm.logger import init_logger
@@ -20,7 +21,7 @@ LOOK = 0.25
 GRACE = 3
 """Seconds that connections may take to end when there is nothing left to say."""
 
-AT_ONCE = 8.0
+AT_ONCE = 6.0
 """Seconds from the engine's death to the server's, whatever still hangs."""
 
 failed = False
@@ -38,6 +39,7 @@ class Lifetime:
         self._loop = asyncio.get_running_loop()
         self._shutdown = client.shutdown
         client.shutdown = self.shutdown
+        self._engines = engines_of_parent() if client.engine_core.resources.engine_manager is None else []
         self._watch = self._loop.create_task(self._watch_engine())
 
     @property
@@ -49,6 +51,8 @@ class Lifetime:
         global failed
         while not self.client.errored:
             await asyncio.sleep(LOOK)
+            if any(map(has_ended, self._engines)):
+                self.client.engine_core.resources.engine_dead = True
         if self._ending:
             return
         failed = True
@@ -85,11 +89,27 @@ class Lifetime:
         self.client.output_processor.propagate_error(EngineDeadError())
 
 
+def engines_of_parent() -> list[psutil.Process]:
+    """The engines beside this process, where one process has started several servers: vLLM tells these of no death."""
+    siblings = psutil.Process(os.getppid()).children()
+    return [process for process in siblings if "EngineCore" in " ".join(process.cmdline())]
+
+
+def has_ended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def exit_after(seconds: float, status: int) -> None:
     """Ends this process then, if nothing else has: a connection that nobody reads must not keep it."""
-    Thread(target=partial(_exit, seconds, status), daemon=True, name="layerloom-exit").start()
+    timer = Timer(seconds, exit_now, [status])
+    timer.daemon = True
+    timer.start()
 
 
-def _exit(seconds: float, status: int) -> Any:
-    time.sleep(seconds)
+def exit_now(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(status)

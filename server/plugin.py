@@ -57,8 +57,11 @@ class LayerloomConfig(QuantizationConfig):
 
 
 def register() -> None:
-    """Entry point `vllm.general_plugins`. Changes nothing for an engine that does not ask for layerloom."""
+    """Entry point `vllm.general_plugins`. Changes no number of an engine that does not ask for layerloom."""
     check_version(vllm.__version__)
+    if torch.cpu._is_amx_tile_supported():
+        # vLLM's attention uses AMX and never asks Linux for it: where nothing else has, SIGILL ends the worker.
+        torch.cpu._init_amx()
     register_quantization_config("layerloom")(LayerloomConfig)
 
 

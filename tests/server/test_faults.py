@@ -1,5 +1,6 @@
 """Processes that die and servers that are told to end: nobody hangs, and the exit status says what happened."""
 
+import json
 import signal
 import threading
 import time
@@ -28,19 +29,21 @@ def processes(server: Server, title: str) -> list[Any]:
 
 
 def stream(server: Server, model: str, tokens: int, started: threading.Event) -> tuple[int, str]:
-    """Tokens that came, and how the stream ended: "[DONE]", an error's text, or "cut"."""
+    """The tokens there were, and how the stream ended: "[DONE]", an error's text, or "cut"."""
     body = {"model": model, "prompt": "diso", "max_tokens": tokens, "ignore_eos": True, "stream": True}
+    body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
     count, end = 0, "cut"
     try:
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=120) as response:
             if response.status_code != 200:
-                started.set()
                 return 0, f"{response.status_code} {response.read().decode()}"
             for line in response.iter_lines():
-                if line.startswith("data: "):
-                    end = line[6:]
-                    count += end.startswith("{") and "choices" in end
+                event = line.removeprefix("data: ")
+                if '"usage"' in event:
+                    count = json.loads(event)["usage"]["completion_tokens"]
                     started.set()
+                elif event and not end.startswith("{"):
+                    end = event
     except httpx.TransportError as error:
         end = f"cut: {error}"
     finally:
