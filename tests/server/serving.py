@@ -108,6 +108,11 @@ def members(group: int) -> list[psutil.Process]:
     return found
 
 
+def processes(server: Server, title: str) -> list[psutil.Process]:
+    """Those of a server's with this in their title."""
+    return [process for process in members(server.process.pid) if title in " ".join(process.cmdline())]
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

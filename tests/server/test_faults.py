@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from pico import make_family
-from serving import Server, members, serving, wait_until
+from serving import Server, members, processes, serving, wait_until
 
 LONG = ("--max-model-len", "8192")
 AT_ONCE = 10.0
@@ -22,10 +22,6 @@ AT_ONCE = 10.0
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_family(tmp_path_factory.mktemp("faults"), depth=4, max_position_embeddings=8192)
-
-
-def processes(server: Server, title: str) -> list[Any]:
-    return [process for process in members(server.process.pid) if title in " ".join(process.cmdline())]
 
 
 def stream(server: Server, model: str, tokens: int, started: threading.Event) -> tuple[int, str]:
