@@ -2,22 +2,29 @@
 
 import gc
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from time import sleep
 from types import TracebackType
 from typing import Any
+from uuid import uuid4
 from weakref import WeakSet, finalize
 
 from vllm import LLM, RequestOutput, SamplingParams
+from vllm.lora.request import LoRARequest
 from vllm.utils.system_utils import set_env_var
 
 from layerloom.composer import ComposeError, Family, Plan
 
 from .engine import engine_options, lora_request, prepare_environment
+from .manager import BUSY, HELD, REFUSED
 from .script import imported_once
 from .stepper import Stepper
+
+PAUSE = 0.01
+"""Seconds before a caller asks again for room, or whether files have been read."""
 
 MULTIPROCESSING = "VLLM_ENABLE_V1_MULTIPROCESSING"
 
@@ -58,8 +65,6 @@ class Runtime:
             self.family = Family.load(family)
             self.allow_recipes = allow_recipes
             settings = engine_options(self.family, allow_recipes, options, bank_memory, pages, residency)
-            self._room: int = settings["max_cpu_loras"]
-
             self._stepper = _start(settings)
         self._end = finalize(self, self._stepper.close)
 
@@ -131,39 +136,66 @@ class Runtime:
         if len(each) != len(inputs):
             raise ValueError(f"{len(each)} params for {len(inputs)} {kind}")
         plans = [self.family.plan(self.family.parse(name, self.allow_recipes)) for name in models]
+        rows: dict[str, list[int]] = {}
+        for row, plan in enumerate(plans):
+            rows.setdefault(plan.digest, []).append(row)
+        left = {plan.digest: plan for plan in plans}
         outputs: dict[int, RequestOutput] = {}
-        for rows in self._groups(plans):
-            with self._holding([plans[row] for row in rows]):
-                requests = [None if plans[row].is_base else lora_request(plans[row]) for row in rows]
-                asked = [inputs[row] for row in rows], [each[row] for row in rows]
+        while left:
+            with self._holding(left.values()) as held:
+                now = sorted(row for plan in held for row in rows[plan.digest])
+                requests = [None if plans[row].is_base else lora_request(plans[row]) for row in now]
+                asked = [inputs[row] for row in now], [each[row] for row in now]
                 finished = self._stepper.run(partial(enqueue, *asked, lora_request=requests, use_tqdm=False))
-            outputs |= zip(rows, finished, strict=True)
+            outputs |= zip(now, finished, strict=True)
+            for plan in held:
+                del left[plan.digest]
         return [outputs[row] for row in range(len(inputs))]
 
-    def _groups(self, plans: list[Plan]) -> list[list[int]]:
-        """The inputs, by number, in groups whose compositions can be in memory at the same time."""
-        groups: list[list[int]] = [[]]
-        where: dict[str, list[int]] = {}
-        held = 0
-        for row, plan in enumerate(plans):
-            if plan.digest not in where:
-                if held + (not plan.is_base) > self._room:
-                    groups.append([])
-                    held = 0
-                held += not plan.is_base
-                where[plan.digest] = groups[-1]
-            where[plan.digest].append(row)
-        return [rows for rows in groups if rows]
-
     @contextmanager
-    def _holding(self, plans: list[Plan]) -> Iterator[None]:
-        """Has the compositions in memory while their requests run.
+    def _holding(self, plans: Iterable[Plan]) -> Iterator[list[Plan]]:
+        """Has compositions in memory while their requests run: all of `plans`, or the first that there is room for.
 
-        What cannot be made is an error here, for one caller; in a step it would end the engine.
+        Who has one goes on and comes back for the rest, so that no two callers wait for each other. What cannot be
+        made is an error here, for one caller; in a step it would end the engine.
         """
-        for plan in {plan.digest: plan for plan in plans if not plan.is_base}.values():
-            self._stepper.ask(partial(self.llm.llm_engine.add_lora, lora_request(plan)))
-        yield
+        holder = uuid4().hex
+        held: list[Plan] = []
+        told: list[LoRARequest] = []
+        try:
+            for plan in plans:
+                if not plan.is_base:
+                    told.append(lora_request(plan))
+                    while not (fits := self._hold(told[-1], holder)) and not held:
+                        sleep(PAUSE)
+                    if not fits:
+                        break
+                held.append(plan)
+            yield held
+        finally:
+            for request in told:
+                self._release(request, holder)
+
+    def _hold(self, request: LoRARequest, holder: str) -> bool:
+        """Whether all workers have the composition for `holder` now. Waits while they read its files."""
+        tell = partial(self.llm.llm_engine.collective_rpc, "hold_composition")
+        arguments = request.lora_name, request.lora_path, request.lora_int_id, holder
+        while True:
+            answers = dict(self._stepper.ask(partial(tell, args=arguments)))
+            if REFUSED in answers:
+                raise ComposeError(f"{request.lora_name} could not be assembled: {answers[REFUSED]}")
+            if BUSY in answers:
+                self._release(request, holder)
+                return False
+            if set(answers) == {HELD}:
+                return True
+            sleep(PAUSE)
+
+    def _release(self, request: LoRARequest, holder: str) -> None:
+        # An engine that has ended holds nothing.
+        with suppress(Exception):
+            tell = partial(self.llm.llm_engine.collective_rpc, "release_composition")
+            self._stepper.ask(partial(tell, args=(request.lora_path, request.lora_int_id, holder)))
 
 
 def _start(settings: dict[str, Any]) -> Stepper:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
 from threading import Timer
+from threading import enumerate as enumerate_threads
 
 import pytest
 from engines import ENVIRONMENT, answers, distance, sampling, settings
@@ -172,11 +173,16 @@ def test_one_runtime_after_another(runtime, expected):
         runtime.close()
         assert "closed" in str(running.exception(10))
     runtime.close()
+    assert not [thread for thread in enumerate_threads() if thread.name == "layerloom-engine"]
     for call in (runtime.generate, runtime.chat):
         with pytest.raises(RuntimeError, match=r"has ended \(it was closed\): make another"):
             call("math", QUESTIONS)
-    with Runtime(DEMO, **settings({})) as second:
+    # With room for two compositions, four callers take turns.
+    with Runtime(DEMO, **settings({"max_loras": 2, "max_cpu_loras": 2})) as second:
         at_once(second, expected)
+        everything = second.generate(NAMES * 3, [question for question in QUESTIONS for _ in NAMES], scored())
+        for index, name in enumerate(NAMES):
+            assert is_near(everything[index :: len(NAMES)], expected[name])
 
 
 def script(path, code, **environment):
