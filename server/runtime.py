@@ -45,9 +45,9 @@ class Runtime:
 
     The engine runs in this process, on a thread of its own, so that a script needs no `if __name__ == "__main__":`
     and errors arrive as they were raised. vLLM allows one such engine at a time. It shares the GIL: an event loop
-    beside it woke up 6 ms late one time in ten (30 ms in a hundred) on a busy machine.
-    VLLM_ENABLE_V1_MULTIPROCESSING=1 puts it in a process of its own (0.2 and 5 ms); then, and with
-    `tensor_parallel_size`, whose workers are processes, a script does need that line.
+    beside it woke up 4 to 30 ms late one time in a hundred, by how busy the machine was.
+    VLLM_ENABLE_V1_MULTIPROCESSING=1 puts it in a process of its own (5 ms); then, and with `tensor_parallel_size`,
+    whose workers are processes, a script does need that line.
     """
 
     def __init__(

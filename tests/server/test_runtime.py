@@ -228,7 +228,7 @@ def main():
         question = "Asha ana ndizi 5. Asha ananunua ndizi 3. Sasa Asha ana ndizi ngapi?"
         print(runtime.generate("math+swahili", question + "\\n", max_tokens=4)[0].outputs[0].text)
         with ThreadPoolExecutor(4) as pool:
-            asked = [pool.submit(runtime.generate, "math", [question] * 500, max_tokens=200, ignore_eos=True)
+            asked = [pool.submit(runtime.generate, "math", [question] * 50, max_tokens=200, ignore_eos=True)
                      for _ in range(4)]
             sleep(0.5)
             begin = monotonic()
