@@ -119,7 +119,6 @@ def generate(
     for name, value in {
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_KVCACHE_SPACE": "1",
     }.items():
         os.environ.setdefault(name, value)
@@ -127,9 +126,9 @@ def generate(
         Family.load(family).parse(model)
         from .runtime import Runtime
 
-        runtime = Runtime(family, enforce_eager=True, disable_log_stats=True)
-        results = runtime.generate(model, prompt, max_tokens=max_tokens)
-    canonical = runtime.family.parse(model).name
+        with Runtime(family, enforce_eager=True, disable_log_stats=True) as runtime:
+            results = runtime.generate(model, prompt, max_tokens=max_tokens)
+            canonical = runtime.family.parse(model).name
     for result in results:
         answer = result.outputs[0]
         if as_json:

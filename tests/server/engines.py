@@ -49,8 +49,8 @@ def run(model: Path, *batches: tuple[Any, Any, Any], **options: Any) -> list[lis
     def generated() -> list[list[Any]]:
         # In a frame of its own: the engine must be gone before the next one is built in this process.
         if model.suffix == ".yaml":
-            runtime = Runtime(model, **settings(options))
-            return [runtime.generate(*batch) for batch in batches]
+            with Runtime(model, **settings(options)) as runtime:
+                return [runtime.generate(*batch) for batch in batches]
         llm = LLM(str(model), **settings(options))
         return [llm.generate(ids, params, use_tqdm=False) for _, ids, params in batches]
 

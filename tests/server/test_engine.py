@@ -24,12 +24,11 @@ def path(tmp_path_factory) -> Path:
 @pytest.fixture
 def runtime(path):
     from engines import settings
-    from vllm.distributed import cleanup_dist_env_and_memory
 
     from layerloom.server import Runtime
 
-    yield Runtime(path, **settings({}))
-    cleanup_dist_env_and_memory()
+    with Runtime(path, **settings({})) as runtime:
+        yield runtime
 
 
 def test_what_fails_leaves_the_engine_alive(path, runtime):
