@@ -2,7 +2,6 @@
 
 import json
 import os
-from argparse import ArgumentTypeError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -71,40 +70,12 @@ def serve(
     prepare_environment()
     with clear_errors():
         loaded = Family.load(family)
-        # From here, and not from where it is defined: that place has moved between the versions.
-        from vllm.entrypoints.cli.serve import ServeSubcommand, make_arg_parser
-        from vllm.utils.argparse_utils import FlexibleArgumentParser
+        from .serve import arguments, run
 
-        from .engine import engine_options
-
-        parser = make_arg_parser(FlexibleArgumentParser(prog="layerloom serve FAMILY"))
-        parser.set_defaults(shutdown_timeout=30)
-        args = parser.parse_args([*context.args, "--port", str(port)])
-        given = {name: value for name, value in vars(args).items() if value != parser.get_default(name)}
-        memory = None if bank_memory is None else memory_of(bank_memory)
-        for name, value in engine_options(loaded, allow_recipes, given, memory, pages, residency).items():
-            setattr(args, name, value)
-        args.additional_config["layerloom"] |= {"patience": wait_for_room, "open_metrics": open_metrics}
-        args.model_tag = None
-    ServeSubcommand().validate(args)
-    ServeSubcommand.cmd(args)
-    from . import lifetime
-
-    if lifetime.failed:
-        # Python's own end can hang on what a dead engine has left behind.
-        lifetime.exit_now(1)
-
-
-def memory_of(text: str) -> int:
-    """Bytes, written as vLLM's own options take them: 8g is 8·10^9, 8G is 8·2^30."""
-    from vllm.utils.argparse_utils import human_readable_int
-
-    try:
-        return human_readable_int(text)
-    except (ValueError, ArgumentTypeError) as error:
-        raise ComposeError(
-            f"--bank-memory {text}: is no amount of memory; write 8G, 512M or a number of bytes"
-        ) from error
+        options = [*context.args, "--port", str(port)]
+        front = {"patience": wait_for_room, "open_metrics": open_metrics}
+        args = arguments(loaded, options, allow_recipes, bank_memory, pages, residency, **front)
+    run(args)
 
 
 @app.command()
