@@ -14,14 +14,14 @@ import pytest
 from pico import make_family
 from serving import Server, members, processes, serving, wait_until
 
-LONG = ("--max-model-len", "8192")
+LONG = ("--max-model-len", "32768")
 AT_ONCE = 10.0
 """Seconds from a death to the end of the server, and of every request."""
 
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_family(tmp_path_factory.mktemp("faults"), depth=4, max_position_embeddings=8192)
+    return make_family(tmp_path_factory.mktemp("faults"), depth=4, max_position_embeddings=32768)
 
 
 def stream(server: Server, model: str, tokens: int, started: threading.Event) -> tuple[int, str]:
@@ -63,7 +63,7 @@ class Clients:
         self.pool = ThreadPoolExecutor(16)
         started = [threading.Event() for _ in range(3)]
         self.streams = [
-            self.pool.submit(stream, server, model, 8000, event)
+            self.pool.submit(stream, server, model, 32000, event)
             for model, event in zip(("base", "math", "base"), started, strict=True)
         ]
         for event in started:
@@ -155,7 +155,7 @@ def test_sigterm_does_not_wait_for_ever(family: Path, tmp_path: Path, clients: C
     """Streams that would go on for minutes, one of them to a client that does not read."""
     with serving(family, tmp_path / "log", *LONG, "--shutdown-timeout", "6") as server:
         some = clients(server)
-        body = {"model": "math", "prompt": "diso", "max_tokens": 8000, "ignore_eos": True, "stream": True}
+        body = {"model": "math", "prompt": "diso", "max_tokens": 32000, "ignore_eos": True, "stream": True}
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=120):
             told = time.monotonic()
             server.process.send_signal(signal.SIGTERM)
