@@ -106,7 +106,7 @@ class TensorFile:
             return True
         digest = fingerprint(content.numpy().data).digest()
         if known is not None:
-            return digest == known
+            return bool(digest == known)
         if not same and (before != after or before[:2] != self._opened[:2] or self._sampled() != self._samples):
             return False
         self._digests[name] = digest
