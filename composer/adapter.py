@@ -11,10 +11,12 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from .checkpoint import Checkpoint, TensorInfo, naming, open_safetensors, read_json
+from .checkpoint import Checkpoint, TensorInfo
 from .codecs import DTYPES, Lowrank, Parts
 from .codecs.lowrank import plus_product
 from .errors import ComposeError, quoted
+from .files import read_json
+from .tensorfile import TensorFile
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -119,12 +121,12 @@ class Adapter:
         self.lora = self._read_config(path / CONFIG)
         file = path / WEIGHTS
         revision = hashlib.sha256()
-        self._file = open_safetensors(file, revision)
+        self._file = TensorFile(file, revision)
         revision.update(self.lora.model_dump_json().encode() + base.revision.encode())
         self.revision: str = revision.hexdigest()
         self._factors: dict[str, dict[str, str]] = {}
         self._saved: dict[str, str] = {}
-        for key in sorted(self._file.keys()):
+        for key in sorted(self._file.tensors):
             self._place(file, key)
         self._check(file)
         self.config: dict[str, Any] = base.config
@@ -143,7 +145,7 @@ class Adapter:
         }
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor on the CPU, of the base's dtype and shape. Not to be written to: it may view a file."""
+        """A tensor on the CPU, of the base's dtype and shape."""
         base = self.base.read(name)
         if name in self._saved:
             base = self._get(self._saved[name]).to(base.dtype)
@@ -177,8 +179,7 @@ class Adapter:
         return {"lora_A": a.to(dtype), "lora_B": (b.float() * self.lora.scale(name.removesuffix(".weight"))).to(dtype)}
 
     def _get(self, key: str) -> torch.Tensor:
-        with naming(self.path / WEIGHTS):
-            tensor: torch.Tensor = self._file.get_tensor(key)
+        tensor = self._file.read(key)
         if not bool(tensor.isfinite().all()):
             raise ComposeError(f"{self.path / WEIGHTS}: {key}: has numbers that are not finite")
         return tensor
@@ -233,11 +234,11 @@ class Adapter:
         except (re.error, RecursionError) as error:
             raise ComposeError(f"{file.with_name(CONFIG)}: is no regular expression: {error}") from error
         for name, key in self._saved.items():
-            found = self._file.get_slice(key)
-            if found.get_dtype() not in DTYPES:
-                raise ComposeError(f"{file}: {key}: dtype {found.get_dtype()} is none of {', '.join(DTYPES)}")
-            if tuple(found.get_shape()) != self.base.tensors[name].shape:
-                shown = f"{tuple(found.get_shape())}, the base's is {self.base.tensors[name].shape}"
+            found = self._file.tensors[key]
+            if found.dtype not in DTYPES:
+                raise ComposeError(f"{file}: {key}: dtype {found.dtype} is none of {', '.join(DTYPES)}")
+            if found.shape != self.base.tensors[name].shape:
+                shown = f"{found.shape}, the base's is {self.base.tensors[name].shape}"
                 raise ComposeError(f"{file}: {key}: shape {shown}: this is the adapter of another model")
 
     def _check_factors(self, file: Path, name: str) -> None:
@@ -251,9 +252,9 @@ class Adapter:
         rank = self.lora.rank(module)
         rows, columns = info.shape[::-1] if self._is_embedding(name) else info.shape
         for side, shape in (("A", (rank, columns)), ("B", (rows, rank))):
-            found = self._file.get_slice(sides[side])
-            if found.get_dtype() not in DTYPES:
-                raise ComposeError(f"{file}: {sides[side]}: dtype {found.get_dtype()} is none of {', '.join(DTYPES)}")
-            if tuple(found.get_shape()) != shape:
-                shown = f"{tuple(found.get_shape())}, and rank {rank} on this base needs {shape}"
+            found = self._file.tensors[sides[side]]
+            if found.dtype not in DTYPES:
+                raise ComposeError(f"{file}: {sides[side]}: dtype {found.dtype} is none of {', '.join(DTYPES)}")
+            if found.shape != shape:
+                shown = f"{found.shape}, and rank {rank} on this base needs {shape}"
                 raise ComposeError(f"{file}: {sides[side]}: shape {shown}")

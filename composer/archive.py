@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
-from .checkpoint import Checkpoint, TensorInfo, naming, open_safetensors
+from .checkpoint import Checkpoint, TensorInfo
 from .codecs import DTYPES, Codec, Parts
 from .errors import ComposeError, quoted
 from .manifest import METADATA, Manifest, Stored, read_manifest
 from .stream import digest
+from .tensorfile import TensorFile
 from .writer import WORDS
 
 
@@ -24,9 +25,9 @@ class ArchiveFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         revision = hashlib.sha256()
-        self._file = open_safetensors(path, revision)
+        self._file = TensorFile(path, revision)
         self.revision: str = revision.hexdigest()
-        text = (self._file.metadata() or {}).get(METADATA)
+        text = self._file.metadata.get(METADATA)
         if text is None:
             raise ComposeError(f"{path}: is no delta archive: its metadata has no {METADATA!r}")
         with placing(str(path)):
@@ -34,10 +35,9 @@ class ArchiveFile:
         self._check_parts()
 
     def parts(self, name: str) -> dict[str, torch.Tensor]:
-        """The stored parts of a tensor. They view the mapped file: never write to them."""
+        """The stored parts of a tensor."""
         stored = self.manifest.tensors[name]
-        with naming(self.path):
-            return {part: self._file.get_tensor(f"{name}:{part}") for part in shapes(stored)}
+        return {part: self._file.read(f"{name}:{part}") for part in shapes(stored)}
 
     def bytes_of(self, name: str) -> int:
         """What a tensor takes in the file."""
@@ -50,15 +50,14 @@ class ArchiveFile:
         for name, stored in self.manifest.tensors.items():
             with placing(f"{self.path}: {name}"):
                 wanted |= {f"{name}:{part}": (WORDS[dtype], shape) for part, (dtype, shape) in shapes(stored).items()}
-        held = set(self._file.keys())
+        held = self._file.tensors.keys()
         for part in sorted(wanted.keys() ^ held):
             reason = "is not in the metadata" if part in held else "is missing"
             raise ComposeError(f"{self.path}: {part if part in wanted else quoted(part)} {reason}")
         for part, (dtype, shape) in wanted.items():
-            found = self._file.get_slice(part)
-            if (found.get_dtype(), tuple(found.get_shape())) != (dtype, shape):
-                shown = f"{found.get_dtype()} {tuple(found.get_shape())}"
-                raise ComposeError(f"{self.path}: {part} is {shown}, and must be {dtype} {shape}")
+            found = self._file.tensors[part]
+            if (found.dtype, found.shape) != (dtype, shape):
+                raise ComposeError(f"{self.path}: {part} is {found.dtype} {found.shape}, and must be {dtype} {shape}")
 
 
 class Archive:
@@ -84,7 +83,7 @@ class Archive:
         }
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor on the CPU, of the base's dtype and shape. Not to be written to: it may view a file."""
+        """A tensor on the CPU, of the base's dtype and shape."""
         base, stored = self.base.read(name), self.manifest.tensors.get(name)
         if stored is None:
             return base

@@ -1,20 +1,18 @@
 """checkpoint: a Hugging Face checkpoint on disk, its tensors read lazily."""
 
 import hashlib
-import json
-import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from .errors import ComposeError, quoted
+from .files import read_json
+from .tensorfile import TensorFile
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -33,8 +31,9 @@ class TensorInfo:
 class Checkpoint:
     """Tensors by name: `tensors` says what there is, `read` gets one.
 
-    The files are opened here and stay open: one that is replaced later does not change what is read. Raises
-    ComposeError, with the file's name, when something is missing or malformed. Two things are passed over:
+    The files are opened here and stay open: one that is replaced later does not change what is read, and one that is
+    written to cannot be read any more (see `tensorfile`). Raises ComposeError, with the file's name, when something is
+    missing or malformed. Two things are passed over:
     rotary `inv_freq` buffers, which are computed, and an `lm_head.weight` stored although the config ties it.
     """
 
@@ -45,17 +44,16 @@ class Checkpoint:
         self.config: dict[str, Any] = read_json(path / "config.json")
         shards = self._shards()
         revision = hashlib.sha256()
-        self._files: dict[Path, Any] = {}
+        self._files: dict[Path, TensorFile] = {}
         self.tensors: dict[str, TensorInfo] = {}
         for file, wanted in sorted(shards.items()):
-            opened = self._files[file] = open_safetensors(file, revision)
-            held = set(opened.keys())
+            opened = self._files[file] = TensorFile(file, revision)
+            held = opened.tensors.keys()
             if wanted is not None and not wanted <= held:
                 raise ComposeError(f"{file}: lacks {min(wanted - held)}, which {INDEX} says it has")
             for name in sorted(held if wanted is None else wanted):
                 if not self._passed_over(name):
-                    part = opened.get_slice(name)
-                    self.tensors[name] = TensorInfo(file, part.get_dtype(), tuple(part.get_shape()))
+                    self.tensors[name] = TensorInfo(file, opened.tensors[name].dtype, opened.tensors[name].shape)
         self.revision: str = revision.hexdigest()
         """sha256 over each shard's name, header, size and modification time: new when a file is rewritten."""
         self._check_depth()
@@ -81,13 +79,11 @@ class Checkpoint:
         return bool(self.config.get("tie_word_embeddings", gemma))
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor on the CPU, of the stored dtype and shape. It views the mapped file: never write to it."""
+        """A tensor on the CPU, of the stored dtype and shape, in memory of its own."""
         info = self.tensors.get(name)
         if info is None:
             raise ComposeError(f"{self.path}: has no tensor {quoted(name)}")
-        with naming(info.file):
-            tensor: torch.Tensor = self._files[info.file].get_tensor(name)
-        return tensor
+        return self._files[info.file].read(name)
 
     @cached_property
     def _layers(self) -> dict[int, tuple[str, ...]]:
@@ -127,41 +123,7 @@ class Checkpoint:
             raise ComposeError(f"{self.path}: has {indices}, but config.json says num_hidden_layers {quoted(depth)}")
 
 
-def open_safetensors(file: Path, revision: Any) -> Any:
-    """A safetensors file, opened; its name, header, size and modification time go into the hash `revision`."""
-    with naming(file), file.open("rb") as raw:
-        before = os.fstat(raw.fileno())
-        opened = safe_open(file, framework="pt", device="cpu")
-        header = raw.read(8)
-        header += raw.read(int.from_bytes(header, "little"))
-        after = file.stat()
-    if any(getattr(before, field) != getattr(after, field) for field in ("st_ino", "st_size", "st_mtime_ns")):
-        raise ComposeError(f"{file}: changed while it was being opened")
-    revision.update(f"{file.name} {before.st_size} {before.st_mtime_ns} {len(header)} ".encode())
-    revision.update(header)
-    return opened
-
-
 def layer_of(tensor: str) -> int | None:
     """The index of the decoder layer a tensor is in, None for one of the stem."""
     match = LAYER.search(tensor)
     return int(match.group(1)) if match else None
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON object. Raises ComposeError with the file's name."""
-    with naming(file):
-        content = json.loads(file.read_bytes())
-    if not isinstance(content, dict):
-        raise ComposeError(f"{file}: is not a JSON object")
-    return content
-
-
-@contextmanager
-def naming(file: Path) -> Iterator[None]:
-    """Turns what reading `file` raises into a ComposeError that names it."""
-    try:
-        yield
-    except (OSError, SafetensorError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise ComposeError(f"{file}: {reason or type(error).__name__}") from error

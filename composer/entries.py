@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
-from .checkpoint import naming
 from .errors import FamilyError, quoted
+from .files import naming, read_bytes
 from .names import nearest
 from .plan import Residency
 from .recipe import Kinds, LayerSwap, Recipe, Soup, Strict, Table
@@ -70,13 +70,16 @@ class Entries(Strict):
 
 
 MODELS: tuple[type[BaseModel], ...] = (Entries, ExpertEntry, CompositionEntry, LayerSwap, Soup, Table, Kinds)
+MOST = 1 << 24
+"""Bytes of the largest family.yaml that is read."""
+
 KEYS = sorted({key for model in MODELS for key in model.model_fields})
 
 
 def read_entries(path: Path) -> Entries:
     """family.yaml. Raises FamilyError with every key that is wrong, or ComposeError when there is no such file."""
     with naming(path):
-        text = path.read_text(encoding="utf-8")
+        text = read_bytes(path, MOST).decode("utf-8")
     try:
         content = yaml.load(text, Loader)
     except (yaml.YAMLError, RecursionError) as error:

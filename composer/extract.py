@@ -12,7 +12,7 @@ from .codecs import Codec, Exact, Parts, change, error, same, smallest
 from .errors import ComposeError, FamilyError
 from .fit import base_problems, expert_problems
 from .manifest import METADATA, VERSION, Base, Manifest, Stored
-from .stream import Digest, Stream, remember
+from .stream import Digest, in_order, remember
 from .writer import WORDS, Writer, new_file
 
 Progress = Callable[[str, int], None]
@@ -47,12 +47,12 @@ def extract(
     out = Path(out).expanduser().absolute()
     if out.suffix != ".safetensors":
         raise ComposeError(f"{out}: the name must end in .safetensors")
-    expert_stream, base_stream, digest = Stream(ours), Stream(theirs), Digest()
+    digest = Digest()
     tensors: dict[str, Stored] = {}
     with new_file(out) as (writer, partial):
-        for name in base_stream.names():
+        for name in in_order(theirs):
             info = theirs.tensors[name]
-            e, b = expert_stream.read(name), base_stream.read(name)
+            e, b = ours.read(name), theirs.read(name)
             digest.add(name, info.dtype, b)
             if not same(e, b):
                 plain = not everything and is_plain(name, e)
@@ -64,8 +64,6 @@ def extract(
                     raise ComposeError(f"{ours.tensors[name].file}: {name}: {reason}") from reason
             progress(name, e.nbytes)
             del e, b  # before the next two are read
-        expert_stream.check_unchanged()
-        base_stream.check_unchanged()
         remember(theirs, digest.hexdigest())
         manifest = Manifest(
             version=VERSION,

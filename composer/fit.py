@@ -3,7 +3,8 @@
 import hashlib
 from pathlib import Path
 
-from .checkpoint import Checkpoint, naming
+from .checkpoint import Checkpoint
+from .files import naming, open_file
 from .source import Source
 
 DTYPES = ("BF16", "F16", "F32")
@@ -26,6 +27,12 @@ def base_problems(base: Checkpoint) -> list[str]:
         method = base.config["quantization_config"]
         name = method.get("quant_method", "unknown method") if isinstance(method, dict) else "unknown method"
         problems.append(f"{base.path / 'config.json'}: the base is quantized ({name}); give the unquantized model")
+    # vLLM opens what else lies there, and would wait for a FIFO for ever.
+    problems += [
+        f"{file}: is neither a file nor a directory"
+        for file in sorted(base.path.iterdir())
+        if file.exists() and not file.is_file() and not file.is_dir()
+    ]
     problems += [
         f"{info.file}: {name}: dtype {info.dtype} is none of {', '.join(DTYPES)}"
         for name, info in sorted(base.tensors.items())
@@ -65,5 +72,5 @@ def expert_problems(base: Checkpoint, expert: Source) -> list[str]:
 
 
 def _digest(file: Path) -> str:
-    with naming(file), file.open("rb") as content:
+    with naming(file), open_file(file) as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

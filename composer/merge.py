@@ -42,7 +42,7 @@ def tensors(family: Family, plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def tensor(family: Family, plan: Plan, name: str) -> torch.Tensor:
-    """One tensor of the composition, of the base's shape and dtype. Not to be written to: it may view a file."""
+    """One tensor of the composition, of the base's shape and dtype."""
     return blended(blend_for(plan, name), lambda source: family.checkpoint(source).read(name))
 
 

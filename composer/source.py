@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
 
 from .adapter import CONFIG as ADAPTER
 from .adapter import Adapter
 from .archive import Archive
-from .checkpoint import INDEX, SINGLE, Checkpoint, TensorInfo, naming
+from .checkpoint import INDEX, SINGLE, Checkpoint, TensorInfo
 from .errors import ComposeError
 from .manifest import METADATA
+from .tensorfile import TensorFile
 
 
 class Source(Protocol):
@@ -44,7 +44,7 @@ class Source(Protocol):
         """The names of the tensors in decoder layer `index`, sorted."""
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor on the CPU. Not to be written to: it may view a file."""
+        """A tensor on the CPU."""
 
 
 def open_source(path: Path, base: Checkpoint) -> Source:
@@ -53,7 +53,7 @@ def open_source(path: Path, base: Checkpoint) -> Source:
     A directory with model.safetensors (or its index) is a checkpoint, one with adapter_config.json a PEFT LoRA adapter,
     a .safetensors file a delta archive. So is a directory with such a file alone, which is how one comes from the hub.
     """
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         return Archive(path, base)
     if path.is_dir() and not any((path / name).exists() for name in (SINGLE, INDEX)):
         if (path / ADAPTER).exists():
@@ -68,5 +68,4 @@ def open_source(path: Path, base: Checkpoint) -> Source:
 
 def is_archive(file: Path) -> bool:
     """Whether a safetensors file says that it is a delta archive. Raises ComposeError when it cannot be read."""
-    with naming(file), safe_open(file, framework="pt", device="cpu") as opened:
-        return METADATA in (opened.metadata() or {})
+    return METADATA in TensorFile(file).metadata

@@ -1,63 +1,17 @@
-"""stream: a checkpoint's tensors one after the other, and the digest that tells one base from another."""
+"""stream: the order in which whole checkpoints are gone through, and the digest that tells one base from another."""
 
 import hashlib
-import json
 import os
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from .checkpoint import Checkpoint, layer_of, naming
-from .codecs import DTYPES
-from .errors import ComposeError
+from .checkpoint import Checkpoint, layer_of
 
 
-class Stream:
-    """Reads tensors into memory of their own.
-
-    What `Checkpoint.read` touches stays mapped and counts as memory of this process until the file is closed; whoever
-    goes through a whole model wants its pages gone.
-    """
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
-
-    def names(self) -> list[str]:
-        """All tensors: the stem's, then layer by layer."""
-        return sorted(self.checkpoint.tensors, key=lambda name: (-1 if (i := layer_of(name)) is None else i, name))
-
-    def read(self, name: str) -> torch.Tensor:
-        """A contiguous tensor of the stored dtype and shape. Raises ComposeError."""
-        info = self.checkpoint.tensors[name]
-        if info.dtype not in DTYPES:
-            raise ComposeError(f"{info.file}: {name}: dtype {info.dtype} is none of {', '.join(DTYPES)}")
-        start, header = _header(info.file, self.checkpoint.revision)
-        tensor = torch.empty(info.shape, dtype=DTYPES[info.dtype])
-        flat = tensor.view(-1).view(torch.uint8).numpy()
-        with naming(info.file), info.file.open("rb", buffering=0) as raw:
-            raw.seek(start + header[name]["data_offsets"][0])
-            done = 0
-            while done < flat.nbytes:
-                got = raw.readinto(flat[done:].data)
-                if not got:
-                    raise ComposeError(f"{name}: the file ends in the middle of it")
-                done += got
-        return tensor
-
-    def check_unchanged(self) -> None:
-        """Raises ComposeError if the files are no longer those that the checkpoint was opened from."""
-        if Checkpoint(self.checkpoint.path).revision != self.checkpoint.revision:
-            raise ComposeError(f"{self.checkpoint.path}: changed while it was being read")
-
-
-@cache
-def _header(file: Path, revision: str) -> tuple[int, dict[str, Any]]:
-    """Where the file's data starts, and its header. A checkpoint has been opened from it, so it is well formed."""
-    with naming(file), file.open("rb") as raw:
-        size = int.from_bytes(raw.read(8), "little")
-        return 8 + size, json.loads(raw.read(size))
+def in_order(checkpoint: Checkpoint) -> list[str]:
+    """The names of all tensors: the stem's, then layer by layer."""
+    return sorted(checkpoint.tensors, key=lambda name: (-1 if (i := layer_of(name)) is None else i, name))
 
 
 class Digest:
@@ -83,10 +37,9 @@ def digest(checkpoint: Checkpoint) -> str:
             return found
     except OSError:
         pass
-    stream, hashed = Stream(checkpoint), Digest()
-    for name in stream.names():
-        hashed.add(name, checkpoint.tensors[name].dtype, stream.read(name))
-    stream.check_unchanged()
+    hashed = Digest()
+    for name in in_order(checkpoint):
+        hashed.add(name, checkpoint.tensors[name].dtype, checkpoint.read(name))
     remember(checkpoint, hashed.hexdigest())
     return hashed.hexdigest()
 

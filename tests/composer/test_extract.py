@@ -222,11 +222,18 @@ def test_ctrl_c_leaves_nothing(root):
 
 
 def test_a_file_that_changes_meanwhile(root):
-    def change(name, size):
-        if name == "lm_head.weight":
-            write_checkpoint(root / "new", make_tensors(7))
-            os.replace(root / "new" / "model.safetensors", root / "math" / "model.safetensors")
+    """Another file in its place does not matter; one that is written to is refused."""
+    write_checkpoint(root / "new", make_tensors(7))
+    ours, new = root / "math" / "model.safetensors", root / "new" / "model.safetensors"
 
-    with pytest.raises(ComposeError, match="math: changed while it was being read"):
-        extract(root / "base", root / "math", root / "a.safetensors", progress=change)
-    assert not (root / "a.safetensors").exists()
+    def change(how):
+        return lambda name, size: how(new, ours) if name == "lm_head.weight" else None
+
+    extract(root / "base", root / "math", root / "a.safetensors")
+    extract(root / "base", root / "math", root / "b.safetensors", progress=change(os.replace))
+    assert (root / "b.safetensors").read_bytes() == (root / "a.safetensors").read_bytes()
+
+    write_checkpoint(root / "new", make_tensors(1))
+    with pytest.raises(ComposeError, match=r"math/model.safetensors: was written to after it was opened"):
+        extract(root / "base", root / "math", root / "c.safetensors", progress=change(shutil.copyfile))
+    assert not (root / "c.safetensors").exists()
