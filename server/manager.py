@@ -135,7 +135,8 @@ class CompositionManager:
             self._adapters.move_to_end(adapter_id)
             return HELD, ""
         except Exception as error:
-            return REFUSED, str(error) or type(error).__name__
+            # Clients are told which file, and not where this machine has it.
+            return REFUSED, str(error).replace(f"{self.family.root}/", "") or type(error).__name__
 
     def release(self, digest: str, adapter_id: int, holder: str) -> None:
         """Says that `holder` has no request left for a composition, or does not wait for it any more."""

@@ -1,6 +1,6 @@
 """serve: vLLM's own server, started over a family."""
 
-from argparse import ArgumentTypeError
+from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +12,8 @@ from layerloom.composer import ComposeError, Family
 
 from . import lifetime
 from .engine import engine_options
+
+UNSET = object()
 
 DRAIN = 30
 """Seconds that requests have to end in when the server is told to; vLLM's own default is to cut them off."""
@@ -33,7 +35,9 @@ def arguments(
     parser = make_arg_parser(FlexibleArgumentParser(prog="layerloom serve FAMILY"))
     parser.set_defaults(shutdown_timeout=DRAIN)
     args = parser.parse_args(list(options))
-    given = {name: value for name, value in vars(args).items() if value != parser.get_default(name)}
+    # Not what differs from vLLM's defaults: layerloom has others.
+    unset = Namespace(**dict.fromkeys(vars(args), UNSET))
+    given = {name: value for name, value in vars(parser.parse_args(list(options), unset)).items() if value is not UNSET}
     memory = None if bank_memory is None else memory_of(bank_memory)
     for name, value in engine_options(family, allow_recipes, given, memory, pages, residency).items():
         setattr(args, name, value)
