@@ -96,7 +96,8 @@ class Leases:
     async def _let_go(self, lease: Lease) -> None:
         if lease.held:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._short.wait(), LINGER)
+                async with asyncio.timeout(LINGER):
+                    await self._short.wait()
         lease.leaving = False
         async with lease.changing:
             if lease.users == 0 and lease.told:
@@ -116,7 +117,8 @@ class Leases:
                     self._hurry = clock() - began > self.patience / 3
                     self._freed.clear()
                     with suppress(TimeoutError):
-                        await asyncio.wait_for(self._freed.wait(), LATEST)
+                        async with asyncio.timeout(LATEST):
+                            await self._freed.wait()
             finally:
                 self._hurry = False
                 self._short.clear()

@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from pico import make_family
 from serving import Server, serving, wait_until
 
+LONG = ("--max-model-len", "8192")
 PATIENCE = 3
 NAMES = ["math", "swahili", "bengali", "math+swahili", "math+bengali"]
 
@@ -31,9 +32,6 @@ def server(request: pytest.FixtureRequest, root: Path) -> Iterator[Server]:
         yield server
 
 
-LONG = ("--max-model-len", "8192")
-
-
 def ask(server: Server, model: str, **options: Any) -> httpx.Response:
     body = {"model": model, "prompt": "diso heri", "max_tokens": 8, "temperature": 0, "ignore_eos": True, **options}
     return server.post("/v1/completions", body)
@@ -45,18 +43,18 @@ def text(response: httpx.Response) -> str:
     return answer
 
 
-def in_use(server: Server, model: str, stack: ExitStack, tokens: int = 8000) -> Iterator[str]:
-    """A stream of this composition's, which has begun."""
+@contextmanager
+def in_use(server: Server, model: str, tokens: int = 8000) -> Iterator[Iterator[str]]:
+    """The rest of a stream of this composition's, which has begun."""
     body = {"model": model, "prompt": "diso", "max_tokens": tokens, "ignore_eos": True, "stream": True}
-    lines = stack.enter_context(
-        httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=120)
-    ).iter_lines()
-    assert next(lines).startswith("data: {")
-    return lines
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=120) as response:
+        lines = response.iter_lines()
+        assert next(lines).startswith("data: {")
+        yield lines
 
 
 def test_they_take_turns_and_answer_as_alone(server: Server) -> None:
-    names = [*NAMES, "base", *(f"math+swahili@bottom={bottom},top=1" for bottom in range(1, 7))]
+    names = [*NAMES, "base", *(f"math+swahili@bottom={bottom},top=1,transition=0" for bottom in range(1, 7))]
     alone = {name: text(ask(server, name)) for name in names}
     assert len(set(alone.values())) > 8, "or the test shows nothing"
     with ThreadPoolExecutor(8) as pool:
@@ -71,11 +69,10 @@ def test_they_take_turns_and_answer_as_alone(server: Server) -> None:
 
 
 def test_without_room_in_time_it_is_503_and_when_to_come_again(server: Server) -> None:
-    with ExitStack() as stack:
-        in_use(server, "math", stack)
+    with in_use(server, "math"):
         began = time.monotonic()
         response = ask(server, "swahili")
-        assert PATIENCE - 0.5 < time.monotonic() - began < PATIENCE + 5
+        assert PATIENCE - 0.5 < time.monotonic() - began < PATIENCE + 20
         assert (response.status_code, response.headers["retry-after"]) == (503, "1")
         error = response.json()["error"]
         assert (error["type"], error["code"]) == ("ServiceUnavailableError", 503)
@@ -87,8 +84,7 @@ def test_without_room_in_time_it_is_503_and_when_to_come_again(server: Server) -
 
 
 def test_who_waits_gets_the_room_as_soon_as_there_is_some(server: Server) -> None:
-    with ExitStack() as stack, ThreadPoolExecutor(4) as pool:
-        lines = in_use(server, "math", stack, tokens=150)
+    with ThreadPoolExecutor(4) as pool, in_use(server, "math", 150) as lines:
         waiting = [pool.submit(ask, server, name) for name in ("swahili", "bengali")]
         last = [line for line in lines if line][-1]
         assert last == "data: [DONE]"
@@ -97,8 +93,7 @@ def test_who_waits_gets_the_room_as_soon_as_there_is_some(server: Server) -> Non
 
 
 def test_who_hangs_up_while_waiting_is_forgotten(server: Server) -> None:
-    with ExitStack() as stack:
-        in_use(server, "math", stack)
+    with in_use(server, "math"):
         for name in ("swahili", "bengali", "math+swahili@bottom=3"):
             with pytest.raises(httpx.ReadTimeout):
                 httpx.post(f"{server.url}/v1/completions", json={"model": name, "prompt": "x"}, timeout=0.5)
@@ -108,8 +103,7 @@ def test_who_hangs_up_while_waiting_is_forgotten(server: Server) -> None:
 
 def test_what_can_never_fit_is_refused_at_once(server: Server) -> None:
     """The layers of one expert and the stem of another: two stems are more than there is."""
-    with ExitStack() as stack:
-        in_use(server, "math", stack)
+    with in_use(server, "math"):
         assert ask(server, "math+swahili@bottom=9").status_code == 400
     assert server.healthy()
 
