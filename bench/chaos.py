@@ -9,7 +9,8 @@ is 1: every answer is that of the merged checkpoint under stock vLLM (`--judged`
 with what they said at the start, alone), or it is an error that says why; the engine lives; when all is restored every
 composition answers as at first; memory is flat after the first third.
 
-Only tokens that are far likelier than the next one are compared: sums of other batches may be rounded otherwise.
+Compared are the first token's logprob, and the tokens before the first that is hardly likelier than another: sums of
+other batches may be rounded otherwise.
 """
 
 import argparse
@@ -34,27 +35,30 @@ from serving import Server, members, serving  # noqa: E402
 from layerloom.composer import Family, merge  # noqa: E402
 
 TASKS, LANGUAGES, ROOM = 5, 7, 6
-TOKENS, CLEAR = 6, 0.2
-"""Tokens of an answer, and how much likelier (in logprob) one must be than the next to be compared."""
+TOKENS, CLEAR, CLOSE = 6, 0.05, 0.05
+"""Tokens of an answer; how much likelier (in logprob) one must be than the next to be compared; what two may differ."""
 
 PROMPTS = [[3 + (17 * i + 7 * k) % 400 for i in range(6 + 3 * k)] for k in range(3)]
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
 ANYTHING = "model.safetensors", "could not be assembled", "all room for compositions", "not be read within"
 """What an error says that is nobody's fault here."""
 
-Expected = dict[tuple[str, int], list[int]]
-"""The clear beginning of the answer of a composition to a prompt."""
+Expected = dict[tuple[str, int], tuple[float, list[int]]]
+"""Of the answer of a composition to a prompt: the first token's logprob, and the clear beginning."""
 
 
-def clear(tokens: list[int], gaps: list[float]) -> list[int]:
-    unclear = next((i for i, gap in enumerate(gaps) if gap < CLEAR), len(tokens))
-    return tokens[:unclear]
+def clear(tokens: list[int], steps: list[list[float]]) -> tuple[float, list[int]]:
+    """`steps` are the two largest logprobs at each token."""
+    unclear = next((i for i, step in enumerate(steps) if step[0] - step[-1] < CLEAR), len(tokens))
+    return steps[0][0], tokens[:unclear]
 
 
 def judge(family: Family, names: list[str], directory: Path) -> Expected:
     """What stock vLLM says on the merged checkpoints."""
-    from engines import prompts, run, sampling
+    from engines import ENVIRONMENT, prompts, run, sampling
 
+    before = dict(os.environ)
+    os.environ.update(ENVIRONMENT)
     expected: Expected = {}
     for name in names:
         merged = merge(family, name, directory / name)
@@ -63,8 +67,14 @@ def judge(family: Family, names: list[str], directory: Path) -> Expected:
             steps = [
                 sorted((entry.logprob for entry in step.values()), reverse=True) for step in output.outputs[0].logprobs
             ]
-            expected[name, k] = clear(list(output.outputs[0].token_ids), [step[0] - step[1] for step in steps])
+            expected[name, k] = clear(list(output.outputs[0].token_ids), steps)
+    os.environ.clear()
+    os.environ.update(before)
     return expected
+
+
+def logprobs(answer: dict[str, Any]) -> list[list[float]]:
+    return [sorted(step.values(), reverse=True)[:2] for step in answer["logprobs"]["top_logprobs"]]
 
 
 class Day:
@@ -83,28 +93,29 @@ class Day:
         self.opened = {name: os.open(file, os.O_RDWR) for name, file in self.files.items()}
         self.memory: list[tuple[float, int]] = []
 
-    async def ask(self, client: httpx.AsyncClient, name: str, k: int, **options: Any) -> httpx.Response:
+    async def ask(self, client: httpx.AsyncClient, name: str, k: int) -> httpx.Response:
         body = {"model": name, "prompt": PROMPTS[k], "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
-        return await client.post("/v1/completions", json={**body, "return_token_ids": True, **options})
+        return await client.post("/v1/completions", json={**body, "return_token_ids": True, "logprobs": 2})
 
     async def learn(self) -> None:
         """What those compositions say alone that no judge has been asked about; and what all of them say must agree."""
         async with self.client() as client:
             for name in self.names:
                 for k in range(len(PROMPTS)):
-                    answer = (await self.ask(client, name, k, logprobs=2)).raise_for_status().json()["choices"][0]
-                    steps = [sorted(step.values(), reverse=True) for step in answer["logprobs"]["top_logprobs"]]
-                    gaps = [step[0] - step[1] if len(step) > 1 else 0.0 for step in steps]
-                    self.check(name, k, answer["token_ids"])
-                    self.expected.setdefault((name, k), clear(answer["token_ids"], gaps))
+                    answer = (await self.ask(client, name, k)).raise_for_status().json()["choices"][0]
+                    self.check(name, k, answer)
+                    self.expected.setdefault((name, k), clear(answer["token_ids"], logprobs(answer)))
 
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=self.server.url, timeout=120)
 
-    def check(self, name: str, k: int, tokens: list[int]) -> None:
-        wanted = self.expected.get((name, k), [])
-        if tokens[: len(wanted)] != wanted:
-            self.wrong.append(f"{name}, prompt {k}: {tokens}, and {wanted} would be right")
+    def check(self, name: str, k: int, answer: dict[str, Any]) -> None:
+        if (name, k) not in self.expected:
+            return
+        first, tokens = self.expected[name, k]
+        found = logprobs(answer)[0][0]
+        if abs(found - first) > CLOSE or answer["token_ids"][: len(tokens)] != tokens:
+            self.wrong.append(f"{name}, prompt {k}: {found:.3f} {answer['token_ids']}, right is {first:.3f} {tokens}")
 
     async def one_client(self, until: float) -> None:
         async with self.client() as client:
@@ -134,7 +145,7 @@ class Day:
         response = await self.ask(client, name, k)
         self.found[str(response.status_code)] += 1
         if response.status_code == 200 == status:
-            self.check(name, k, response.json()["choices"][0]["token_ids"])
+            self.check(name, k, response.json()["choices"][0])
         elif response.status_code != status:
             message = response.json()["error"]["message"]
             if response.status_code not in (400, 503) or not any(reason in message for reason in ANYTHING):
@@ -230,7 +241,7 @@ def main() -> int:
         model = (root / "base" / "model.safetensors").stat().st_size
         with serving(path, root / "log", *options, "--bank-memory", str(int((ROOM + 0.6) * model))) as server:
             day = Day(server, root, names, args.seed)
-            day.expected = judged
+            day.expected = dict(judged)
             asyncio.run(day.learn())
             asyncio.run(day.run(args.seconds, args.clients))
             alive = server.healthy()
@@ -240,7 +251,7 @@ def main() -> int:
     third = len(sizes) // 3
     first, last = (statistics.median(part) for part in (sizes[third : 2 * third], sizes[-third:]))
     flat = last < first * 1.03 + 8
-    compared = statistics.mean(map(len, day.expected.values()))
+    compared = statistics.mean(len(tokens) for _, tokens in day.expected.values())
     print(
         f"{len(names)} compositions, {len(judged) // len(PROMPTS)} judged by stock vLLM, {compared:.1f} tokens compared"
     )
