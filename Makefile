@@ -27,7 +27,7 @@ serve: setup
 	$(BIN)/layerloom serve demo --port $(PORT) $(DEMO_OPTIONS)
 
 test: setup lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
 # The parity that matters most, and one server, on an older vLLM of those supported.
 test-oldest: $(OLDEST_VENV)/.installed

@@ -13,7 +13,7 @@ from layerloom.server.batch import Batch
 CODECS = {"math": Int8(), "swahili": Int4(), "bengali": Sign(), "factors": Lowrank(rank=8)}
 
 
-pytestmark = pytest.mark.usefixtures("engine_environment")
+pytestmark = [pytest.mark.usefixtures("engine_environment"), pytest.mark.spread]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ PATCHWORK = {
 NAMES = ["base", "math", "swahili", "math+swahili", "math+bengali@bottom=3,transition=1,stem=average", "patchwork"]
 
 
-pytestmark = pytest.mark.usefixtures("engine_environment")
+pytestmark = [pytest.mark.usefixtures("engine_environment"), pytest.mark.spread]
 
 
 # Llama with tied embeddings has an output head of its own that shares the table's weight; Gemma's table is the head.
