@@ -102,11 +102,11 @@ def test_a_bank_that_is_too_small_is_refused_at_the_start(tmp_path, pages):
 
 
 def test_tensor_parallel_and_compiled(tmp_path):
-    path = make_family(tmp_path, "qwen3")
+    path = make_family(tmp_path, "qwen3", depth=4)
     merged = merge(Family.load(path), "math+swahili", tmp_path / "merged")
     names = ["math+swahili", "base"] * 4
     for options, environment in (
-        ({"tensor_parallel_size": 2}, {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}),
+        ({"tensor_parallel_size": 2}, {}),
         (
             {"enforce_eager": False, "compilation_config": {"mode": 3}},
             {"VLLM_CACHE_ROOT": str(tmp_path / "cache"), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")},
