@@ -16,8 +16,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import pytest
 
-# They stay until the run ends, so they come after the engines, whose memory is then free again.
-SERVERS = ("demo", "pico")
+# `started` makes `demo`. They stay until the run ends, so they come after the engines, whose memory is then free again.
+SERVERS = ("started", "pico")
 # Longest tests first: what is short fills the gaps at the end.
 FOLDERS = ("server", "kernels", "composer")
 

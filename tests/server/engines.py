@@ -116,7 +116,7 @@ def in_child(job: dict[str, Any], **environment: str) -> list[Answer]:
     done = subprocess.run(
         command, env={**os.environ, **ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=900
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, f"it ended with {done.returncode}\n{done.stderr[-4000:]}"
     return [Answer(**row) for row in json.loads(done.stdout.strip().splitlines()[-1])]
 
 
