@@ -5,6 +5,8 @@ OLDEST_VENV ?= .venv-0.27
 OLDEST_BIN := $(OLDEST_VENV)/bin
 OLDEST_TESTS := kv_cache or prompt_logprobs_come or gemma3 or (merged_checkpoint and llama and not tied) \
 	or listed or change_the_list or unknown_model_is_not_found
+# tests/conftest.py says what goes together, and in which order.
+TWO_AT_A_TIME := -n 2 --dist loadgroup --no-loadscope-reorder
 # The demo needs little: without a limit vLLM takes nearly all of the machine's memory for its KV cache.
 DEMO_OPTIONS ?= --kv-cache-memory-bytes 1G
 
@@ -27,11 +29,11 @@ serve: setup
 	$(BIN)/layerloom serve demo --port $(PORT) $(DEMO_OPTIONS)
 
 test: setup lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest $(TWO_AT_A_TIME)
 
 # The parity that matters most, and one server, on an older vLLM of those supported.
 test-oldest: $(OLDEST_VENV)/.installed
-	$(OLDEST_BIN)/python -m pytest tests/server/test_parity.py tests/server/test_http.py -k '$(OLDEST_TESTS)'
+	$(OLDEST_BIN)/python -m pytest $(TWO_AT_A_TIME) tests/server/test_parity.py tests/server/test_http.py -k '$(OLDEST_TESTS)'
 
 $(OLDEST_VENV)/.installed: requirements/cpu-0.27.txt pyproject.toml Makefile
 	python3 -m venv $(OLDEST_VENV)

@@ -7,14 +7,20 @@
 Every module of layerloom.kernels that has a function `variants(arch)` takes part; kernels/settings.py says what it
 yields. A spill fails, as does growth against the table, shared memory that the architecture does not have, and a kernel
 that is not in the table. Compared under the Triton that wrote the table; under another one only spills count.
+
+What was measured without a spill is remembered in $XDG_CACHE_HOME/layerloom/kernels.json, by default in ~/.cache, under
+Triton's own key (the kernel's source and all that it calls, types, constants, options, target, compiler and its
+environment) and this file. It is compared anew each time. --write remembers nothing.
 """
 
 import argparse
 import contextlib
 import csv
 import functools
+import hashlib
 import importlib
 import io
+import json
 import os
 import pkgutil
 import re
@@ -22,12 +28,14 @@ import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import triton
 from triton import knobs
+from triton._C.libtriton import get_cache_invalidating_env_vars
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.cache import get_cache_key
 
 from layerloom import kernels
 from layerloom.kernels.settings import ARCHITECTURES, Settings, Variant
@@ -35,6 +43,9 @@ from layerloom.kernels.settings import ARCHITECTURES, Settings, Variant
 TABLE = Path(__file__).parents[1] / "tests" / "kernels" / "resources.csv"
 SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 """Bytes of shared memory that a program can have."""
+
+MOST = 10_000
+"""Rows that are remembered: about a megabyte."""
 
 
 class Row(NamedTuple):
@@ -61,8 +72,8 @@ def label(settings: Settings) -> str:
     return f"{tile} {settings.num_warps} warps {settings.num_stages} stages"
 
 
-def compiled(variant: Variant, arch: str) -> tuple[triton.compiler.CompiledKernel, str]:
-    """The kernel and what ptxas said of it."""
+def launched(variant: Variant, arch: str) -> tuple[ASTSource, GPUTarget, dict[str, Any]]:
+    """What Triton is given: source, target and options."""
     function = variant.kernel
     while not isinstance(function, triton.JITFunction):
         function = function.fn
@@ -78,9 +89,16 @@ def compiled(variant: Variant, arch: str) -> tuple[triton.compiler.CompiledKerne
     )
     target = GPUTarget("cuda", int(arch[3:]), 32) if arch.startswith("sm_") else GPUTarget("hip", arch, 64)
     options = {"num_warps": variant.settings.num_warps, "num_stages": variant.settings.num_stages}
-    with contextlib.redirect_stdout(io.StringIO()) as log:
-        kernel = triton.compile(source, target=target, options={**options, "enable_fp_fusion": False})
-    return kernel, log.getvalue()
+    return source, target, {**options, "enable_fp_fusion": False}
+
+
+def key(variant: Variant, arch: str) -> str:
+    """Stands for all that decides what is measured."""
+    source, target, options = launched(variant, arch)
+    backend = make_backend(target)
+    environment = get_cache_invalidating_env_vars()
+    triton_key = get_cache_key(source, backend, backend.parse_options(options), environment)
+    return hashlib.sha256(Path(__file__).read_bytes() + triton_key.encode()).hexdigest()
 
 
 def measure(arch: str, index: int) -> Row:
@@ -88,7 +106,10 @@ def measure(arch: str, index: int) -> Row:
     knobs.nvidia.dump_ptxas_log = True
     knobs.compilation.always_compile = True
     variant = found(arch)[index]
-    kernel, log = compiled(variant, arch)
+    source, target, options = launched(variant, arch)
+    with contextlib.redirect_stdout(io.StringIO()) as output:
+        kernel = triton.compile(source, target=target, options=options)
+    log = output.getvalue()
     if arch.startswith("sm_"):
         text, used, spilled = log, r"Used (\d+) registers", r"(\d+) bytes spill stores"
     else:
@@ -97,12 +118,42 @@ def measure(arch: str, index: int) -> Row:
     return Row(variant.name, arch, label(variant.settings), registers, spills, kernel.metadata.shared)
 
 
-def measure_all(only: str) -> list[Row]:
+def measure_all(only: str, remembered: dict[str, list[int]]) -> tuple[list[Row], int]:
+    """The rows, and how many of them had to be compiled; those without spills are added to what is remembered."""
     jobs = [(arch, i) for arch in ARCHITECTURES for i, v in enumerate(found(arch)) if re.search(only, v.name)]
+    keys = {job: key(found(job[0])[job[1]], job[0]) for job in jobs}
+    new = [job for job in jobs if keys[job] not in remembered]
+    rows = {}
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
         with ProcessPoolExecutor() as pool:
-            return list(pool.map(measure, *zip(*jobs, strict=True), chunksize=8)) if jobs else []
+            rows = dict(zip(new, pool.map(measure, *zip(*new, strict=True), chunksize=4), strict=True)) if new else {}
+    remembered |= {keys[job]: [row.registers, row.spills, row.shared] for job, row in rows.items() if not row.spills}
+    for arch, i in jobs:
+        variant = found(arch)[i]
+        if (arch, i) not in rows:
+            rows[arch, i] = Row(variant.name, arch, label(variant.settings), *remembered[keys[arch, i]])
+    return [rows[job] for job in jobs], len(new)
+
+
+def memory() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layerloom" / "kernels.json"
+
+
+def remember() -> dict[str, list[int]]:
+    try:
+        return dict(json.loads(memory().read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def keep(remembered: dict[str, list[int]]) -> None:
+    """Where there is a place for it; whole, or not at all."""
+    partial = memory().with_name(f".{memory().name}.{os.getpid()}")
+    with contextlib.suppress(OSError):
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(dict([*remembered.items()][-MOST:])))
+        partial.replace(memory())
 
 
 def read_table() -> tuple[str, dict[tuple[str, str, str], Row]]:
@@ -149,7 +200,9 @@ def main() -> int:
     arguments = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 is set: kernels that are interpreted cannot be compiled")
-    rows = measure_all(arguments.only)
+    remembered = {} if arguments.write else remember()
+    rows, fresh = measure_all(arguments.only, remembered)
+    keep(remembered)
     for row in rows:
         print(*row, sep=", ")
     version, table = read_table()
@@ -158,7 +211,7 @@ def main() -> int:
         write_table([*kept, *rows])
         version, table = read_table()
     wrong = faults(rows, table, whole=not arguments.only, same_compiler=version == triton.__version__)
-    print(f"{len(rows)} kernels, {len(wrong)} faults", *wrong, sep="\n")
+    print(f"{len(rows)} kernels, {fresh} compiled, {len(wrong)} faults", *wrong, sep="\n")
     return 1 if wrong or not rows else 0
 
 

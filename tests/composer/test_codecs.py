@@ -61,7 +61,15 @@ def test_exact_keeps_patterns_of_32_bits(values):
     assert equal(codec.decode(parts, base), expert)
 
 
-def test_exact_of_several_blocks_is_small_for_a_fine_tune():
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_exact_of_several_blocks_is_small_for_a_fine_tune(two_threads):
     expert, base = pair((300, 1000), size=0.002)
     codec, parts = Exact().encode(expert, base)
     assert len(codec.ends) == 2

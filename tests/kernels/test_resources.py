@@ -1,9 +1,12 @@
 """Every kernel compiles for every architecture, spills nothing and has not grown: bench/kernel_resources.py says so."""
 
 import importlib.util
+import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 SCRIPT = Path(__file__).parents[2] / "bench" / "kernel_resources.py"
@@ -43,8 +46,38 @@ def test_the_table_is_of_this_triton():
     }
 
 
-def test_resources():
+def run(*options, **environment):
     # A process of its own: one that has interpreted kernels cannot compile them.
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, str(SCRIPT)], env=env, capture_output=True, text=True)
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"} | environment
+    command = [sys.executable, str(SCRIPT), *options]
+    return subprocess.run(command, env=env, capture_output=True, text=True)
+
+
+def test_resources():
+    done = run()
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+def test_what_is_remembered_is_compared_all_the_same(tmp_path):
+    some, memory = ("--only", "paged_embedding bf16"), tmp_path / "layerloom" / "kernels.json"
+    first, second = run(*some, XDG_CACHE_HOME=str(tmp_path)), run(*some, XDG_CACHE_HOME=str(tmp_path))
+    assert re.search(r"^(\d+) kernels, \1 compiled, 0 faults", first.stdout, re.M), first.stdout + first.stderr
+    assert re.search(r"^\d+ kernels, 0 compiled, 0 faults", second.stdout, re.M), second.stdout + second.stderr
+    memory.write_text(
+        json.dumps({key: [255, 0, shared] for key, (_, _, shared) in json.loads(memory.read_text()).items()})
+    )
+    grown = run(*some, XDG_CACHE_HOME=str(tmp_path))
+    assert grown.returncode == 1 and "→ 255" in grown.stdout, grown.stdout + grown.stderr
+    memory.write_text("{")
+    assert run(*some, XDG_CACHE_HOME=str(tmp_path)).stdout == first.stdout
+
+
+def test_another_source_type_constant_or_option_is_another_kernel():
+    resources = script()
+    variant = resources.found("sm_90")[0]
+    own = resources.key(variant, "sm_90")
+    assert own == resources.key(variant, "sm_90")
+    keys = [resources.key(v, arch) for arch in resources.ARCHITECTURES for v in resources.found(arch)]
+    assert len({*keys}) == len(keys), "each form of a kernel has a key of its own"
+    warps = replace(variant, settings=replace(variant.settings, num_warps=2 * variant.settings.num_warps))
+    assert own not in (resources.key(warps, "sm_90"), resources.key(replace(variant, aligned=()), "sm_90"))

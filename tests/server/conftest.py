@@ -1,5 +1,23 @@
+"""What server tests share.
+
+A server takes half a minute of both cores to start, so a test that only asks takes one of these, which the whole run
+starts once: `demo` (the demo family; tool calls on) and `pico` (a random llama of 8 layers; takes recipes, has a
+context of 8192 tokens and a token for every byte). Tests of one server follow each other on one worker: a test must
+leave its server healthy, with no request running. A test that needs other options, or that harms its server, starts its
+own with `serving(...)`, in a module-scoped fixture where several tests of the file can share it.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
 import pytest
 from engines import ENVIRONMENT
+from pico import make_family
+from serving import Server, serving
+
+DEMO = Path(__file__).parents[2] / "demo"
 
 
 @pytest.fixture(scope="module")
@@ -9,3 +27,27 @@ def engine_environment():
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)
         yield
+
+
+@pytest.fixture(scope="session")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, dict[str, Any]]]:
+    """The demo's server, and the models it listed before anybody asked for one."""
+    log = tmp_path_factory.mktemp("demo") / "log"
+    with serving(DEMO, log, "--enable-auto-tool-choice", "--tool-call-parser", "hermes") as server:
+        yield server, {model.id: model for model in server.client.models.list()}
+
+
+@pytest.fixture(scope="session")
+def demo(started: tuple[Server, dict[str, Any]]) -> Server:
+    return started[0]
+
+
+@pytest.fixture(scope="session")
+def pico(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Takes recipes, has a long context, and a token for every byte, so that it can write JSON."""
+    root = tmp_path_factory.mktemp("pico")
+    family = make_family(root, max_position_embeddings=8192)
+    compact = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})
+    options = ("--allow-recipes", "--max-model-len", "8192", "--structured-outputs-config", compact)
+    with serving(family, root / "log", *options) as server:
+        yield server

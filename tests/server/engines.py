@@ -54,15 +54,26 @@ def run(model: Path, *batches: tuple[Any, Any, Any], **options: Any) -> list[lis
         llm = LLM(str(model), **settings(options))
         return [llm.generate(ids, params, use_tqdm=False) for _, ids, params in batches]
 
+    # vLLM collects garbage some nine times for each engine: what was there before need not be looked at every time.
+    gc.freeze()
     try:
         return generated()
     finally:
+        gc.unfreeze()
         gc.collect()
-        cleanup_dist_env_and_memory()
+        if torch.distributed.is_initialized():
+            cleanup_dist_env_and_memory()
 
 
 def settings(options: dict[str, Any]) -> dict[str, Any]:
-    return {"enforce_eager": True, "max_model_len": 256, "max_num_seqs": 64, "disable_log_stats": True, **options}
+    return {
+        "enforce_eager": True,
+        "max_model_len": 256,
+        "max_num_seqs": 64,
+        "kv_cache_memory_bytes": 1 << 28,
+        "disable_log_stats": True,
+        **options,
+    }
 
 
 def sampling(max_tokens: int = 24, **fields: Any) -> Any:
@@ -105,7 +116,7 @@ def in_child(job: dict[str, Any], **environment: str) -> list[Answer]:
     done = subprocess.run(
         command, env={**os.environ, **ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=900
     )
-    assert done.returncode == 0, done.stderr[-4000:]
+    assert done.returncode == 0, f"it ended with {done.returncode}\n{done.stderr[-4000:]}"
     return [Answer(**row) for row in json.loads(done.stdout.strip().splitlines()[-1])]
 
 

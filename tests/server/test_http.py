@@ -4,7 +4,6 @@ import asyncio
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,7 @@ import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
-from pico import make_family
-from serving import Server, serving, wait_until
+from serving import Server, wait_until
 
 DEMO = Path(__file__).parents[2] / "demo"
 NAMES = ["base", "math", "swahili", "bengali", "math+swahili", "math+bengali", "tutor"]
@@ -48,30 +46,6 @@ def ask(client: OpenAI, model: str, question: str = QUESTION, **options: Any) ->
 def go_on(client: OpenAI, model: str, prompt: str = STORY, **options: Any) -> Any:
     options = {"temperature": 0, "max_tokens": 32, **options}
     return client.completions.create(model=model, prompt=prompt, **options)
-
-
-@pytest.fixture(scope="module")
-def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, dict[str, Any]]]:
-    """The demo's server, and the models it listed before anybody asked for one."""
-    log = tmp_path_factory.mktemp("demo") / "log"
-    with serving(DEMO, log, "--enable-auto-tool-choice", "--tool-call-parser", "hermes") as server:
-        yield server, {model.id: model for model in server.client.models.list()}
-
-
-@pytest.fixture(scope="module")
-def demo(started: tuple[Server, dict[str, Any]]) -> Server:
-    return started[0]
-
-
-@pytest.fixture(scope="module")
-def pico(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Takes recipes, has a long context, and a token for every byte, so that it can write JSON."""
-    root = tmp_path_factory.mktemp("pico")
-    family = make_family(root, max_position_embeddings=8192)
-    compact = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})
-    options = ("--allow-recipes", "--max-model-len", "8192", "--structured-outputs-config", compact)
-    with serving(family, root / "log", *options) as server:
-        yield server
 
 
 # Names
