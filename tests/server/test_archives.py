@@ -1,11 +1,12 @@
 """Lossy archives and LoRA adapters answer as the merge of their decoded weights does under stock vLLM."""
 
 import json
+from itertools import combinations
 
 import pytest
 import torch
 import yaml
-from engines import answers, prompts, run, sampling
+from engines import answers, distance, prompts, run, sampling
 from pico import make_family
 from safetensors.torch import save_file
 
@@ -52,9 +53,11 @@ def test_tokens_of_the_merged_decoded_weights(tmp_path):
     for task in tasks:
         merged = merge(family, f"{task}+swahili", tmp_path / "merged" / task)
         (outputs,) = run(merged, (None, prompts()[:4], sampling()))
-        expected[task] = [answer.tokens for answer in answers(outputs)]
-    assert len({str(tokens) for tokens in expected.values()}) == len(tasks), "or the test shows nothing"
+        expected[task] = answers(outputs)
+    between = [distance(expected[task], expected[other]) for task, other in combinations(tasks, 2)]
+    assert min(between) > 0.1, "or the test shows nothing"
     jobs = [(task, i) for i in range(4) for task in tasks]
     names, batch = [f"{task}+swahili" for task, _ in jobs], [prompts()[i] for _, i in jobs]
     (outputs,) = run(mixed, (names, batch, sampling()))
-    assert [answer.tokens for answer in answers(outputs)] == [expected[task][i] for task, i in jobs]
+    # On some CPUs a product of other rows is rounded otherwise, in stock vLLM too.
+    assert distance(answers(outputs), [expected[task][i] for task, i in jobs]) < 0.05

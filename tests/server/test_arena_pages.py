@@ -90,7 +90,8 @@ def test_a_bank_smaller_than_all_compositions(tmp_path):
     model = sum(file.stat().st_size for file in (tmp_path / "base").glob("*.safetensors"))
     for pages in ("arena", "packed"):
         tight = run(path, *batches, pages=pages, max_loras=1, bank_memory=int(1.5 * model))
-        assert [answers(outputs) for outputs in tight] == [answers(outputs) for outputs in free]
+        for found, expected in zip(tight, free, strict=True):
+            assert distance(answers(found), answers(expected)) < (0.05 if pages == "packed" else 1e-6)
 
 
 @pytest.mark.parametrize("pages", ["arena", "packed"])

@@ -102,11 +102,12 @@ def test_compositions_share_no_kv_cache(tmp_path):
         batches = [(name, prompt, sampling()) for name in (*order, *order)]
         outputs = [output for (output,) in run(experts, *batches, enable_prefix_caching=True, block_size=32)]
         assert [output.num_cached_tokens for output in outputs] == [0, 0, 96, 96], "each finds its own prefix only"
-        tokens = [answer.tokens for answer in answers(outputs)]
-        assert tokens[:2] == tokens[2:]
-        found.append(dict(zip(order, tokens, strict=False)))
+        first, again = answers(outputs)[:2], answers(outputs)[2:]
+        # Where a CPU has AMX, stock vLLM rounds a prompt whose beginning it finds otherwise, too.
+        assert distance(first, again) < 0.05
+        found.append(dict(zip(order, first, strict=True)))
     assert found[0] == found[1]
-    assert found[0][pair[0]] != found[0][pair[1]]
+    assert distance([found[0][pair[0]]], [found[0][pair[1]]]) > 0.5, "or the test shows nothing"
 
 
 def test_prompt_logprobs_come_from_the_compositions_own_head(tmp_path):
