@@ -16,6 +16,9 @@ MAX_READY = 256
 # And the base, in the tables of kernels.assign.
 MOST_IN_ARENA = MOST_SLOTS - 1
 
+OURS = "LAYERLOOM_ENGINE"
+"""Set in the environment of engines that layerloom starts."""
+
 PATIENCE = 30.0
 """Seconds that a request waits for room in the bank."""
 
@@ -30,6 +33,7 @@ def prepare_environment() -> None:
     plugins = os.environ.setdefault("VLLM_PLUGINS", default).split(",")
     if "layerloom" not in plugins:
         os.environ["VLLM_PLUGINS"] = ",".join([*plugins, "layerloom"])
+    os.environ[OURS] = "1"
     # When one of several workers has died, the others wait for it as long before their clients are told.
     os.environ.setdefault("VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS", "1")
 

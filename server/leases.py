@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from random import uniform
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -117,7 +118,8 @@ class Leases:
                     self._hurry = clock() - began > self.patience / 3
                     self._freed.clear()
                     with suppress(TimeoutError):
-                        async with asyncio.timeout(LATEST):
+                        # Two servers that hold what the other waits for must not ask in step.
+                        async with asyncio.timeout(uniform(LATEST / 2, LATEST)):
                             await self._freed.wait()
             finally:
                 self._hurry = False

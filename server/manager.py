@@ -160,7 +160,7 @@ class CompositionManager:
                 return BUSY, f"{others} other compositions are in use and hold all the room that it needs"
             raise ComposeError(
                 f"it needs {megabytes(self.bank.missing(plan))}, and the bank has {megabytes(self.pages.free)}: start "
-                "the server with a larger --bank-memory"
+                "with a larger --bank-memory"
             )
         if self.pages.reads_ahead and not self._reader.has_read(plan):
             return READING, ""

@@ -1,5 +1,11 @@
 """plugin: what vLLM loads in each of its processes."""
 
+import multiprocessing
+import os
+import signal
+import time
+from multiprocessing.process import BaseProcess
+from threading import Thread
 from typing import Any
 
 import torch
@@ -15,10 +21,14 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from layerloom.composer import ComposeError
 
 from . import ops  # noqa: F401  (registers the operators)
+from .engine import OURS
 from .packed import PackedLinearMethod
 from .paged import PagedEmbeddingMethod, PagedLinearMethod
 
 OLDEST, NEWEST = Version("0.26"), Version("0.34")
+
+SOON = 3.0
+"""Seconds."""
 
 
 class LayerloomConfig(QuantizationConfig):
@@ -63,6 +73,17 @@ def register() -> None:
         # vLLM's attention uses AMX and never asks Linux for it: where nothing else has, SIGILL ends the worker.
         torch.cpu._init_amx()
     register_quantization_config("layerloom")(LayerloomConfig)
+    parent = multiprocessing.parent_process()
+    if parent is not None and OURS in os.environ:
+        Thread(target=end_with, args=(parent,), name="layerloom-parent", daemon=True).start()
+
+
+def end_with(parent: BaseProcess) -> None:
+    """Ends this process soon after the one that started it: when that is killed, vLLM's engines would stay for ever."""
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(SOON)
+    os._exit(1)
 
 
 def check_version(version: str) -> None:

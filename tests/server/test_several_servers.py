@@ -7,7 +7,7 @@ from typing import Any
 
 import httpx
 import pytest
-from serving import Server, processes, serving
+from serving import Server, members, processes, serving, wait_until
 
 DEMO = Path(__file__).parents[2] / "demo"
 QUESTION = "Asha ana ndizi 5. Asha ananunua ndizi 3. Sasa Asha ana ndizi ngapi?"
@@ -86,3 +86,14 @@ def test_a_hang_up_frees_the_room_on_all(server: Server) -> None:
             assert (await ask(client, "math+sw")).json()["choices"][0]["message"]["content"] == "8"
 
     asyncio.run(all_of_them())
+
+
+def test_metrics_have_no_series_for_recipes(server: Server) -> None:
+    assert not any("weight=" in server.get("/metrics").text for _ in range(4))
+
+
+def test_nothing_outlives_the_process_that_started_it(server: Server) -> None:
+    """The last test of its server's."""
+    assert len(members(server.process.pid)) > 3
+    server.process.kill()
+    wait_until(lambda: not members(server.process.pid), 20)
