@@ -191,7 +191,8 @@ class Leases:
             raise
         except Exception as error:
             if not (self.closed or self.client.errored):
-                raise Unavailable(f"the engine could not be asked: {error}") from error
+                # So it is when a worker has died and the engine is about to.
+                raise Unavailable(f"the engine has ended, or does not answer: {error}") from error
         finally:
             task.cancel()
         raise Unavailable("the server is shutting down" if self.closed else "the engine has ended")
