@@ -95,7 +95,6 @@ CASES = {
     "engine": ((), "EngineCore"),
     "worker of two": (("--tensor-parallel-size", "2"), "Worker"),
     "engine behind two servers": (("--api-server-count", "2"), "EngineCore"),
-    "one engine of two": (("--data-parallel-size", "2", "--api-server-count", "1"), "EngineCore"),
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from serving import Server, serving
+from serving import Server, members, serving, wait_until
 
 DEMO = Path(__file__).parents[2] / "demo"
 KEY = "s3cret"
@@ -96,3 +96,10 @@ def test_text_alone_needs_no_weights(server: Server) -> None:
     response = httpx.post(server.url + "/tokenize", json=body, headers=key, timeout=60)
     assert response.json()["count"] > 0
     assert httpx.post(server.url + "/tokenize", json=body | {"model": "x"}, headers=key).status_code == 404
+
+
+def test_nothing_outlives_the_server(server: Server) -> None:
+    """The last test of this server's. vLLM's engines would stay for ever."""
+    assert len(members(server.process.pid)) > 2
+    server.process.kill()
+    wait_until(lambda: not members(server.process.pid), 20)

@@ -1,6 +1,8 @@
 """Several API server processes and several engines: one family, the same names, ids and room everywhere."""
 
 import asyncio
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,22 +14,15 @@ from serving import Server, members, processes, serving, wait_until
 DEMO = Path(__file__).parents[2] / "demo"
 QUESTION = "Asha ana ndizi 5. Asha ananunua ndizi 3. Sasa Asha ana ndizi ngapi?"
 ANSWERS = {"math+swahili": "8", "swahili+math": "8", "tutor": "8", "math": "Asha", "swahili": "4", "base": "Asha"}
-CASES = {
-    "two servers": (("--api-server-count", "2"), 2, 1),
-    # vLLM starts as many servers as engines.
-    "two engines": (("--data-parallel-size", "2"), 2, 2),
-}
 
 
-@pytest.fixture(scope="module", params=CASES)
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Room for two compositions at once."""
-    options, servers, engines = CASES[request.param]
-    path = tmp_path_factory.mktemp("several") / "log"
-    with serving(DEMO, path, *options, "--allow-recipes", "--max-loras", "2", "--wait-for-room", "60") as server:
-        assert len(processes(server, "EngineCore")) == engines
-        # The one that starts them, and they.
-        assert server.log.read_text().count("Application startup complete") == servers
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two engines, and as many servers as vLLM starts for them: two. Room for two compositions at once in each."""
+    options = ("--data-parallel-size", "2", "--allow-recipes", "--max-loras", "2", "--wait-for-room", "60")
+    with serving(DEMO, tmp_path_factory.mktemp("several") / "log", *options) as server:
+        assert len(processes(server, "EngineCore")) == 2
+        assert server.log.read_text().count("Application startup complete") == 2
         yield server
 
 
@@ -92,8 +87,10 @@ def test_metrics_have_no_series_for_recipes(server: Server) -> None:
     assert not any("weight=" in server.get("/metrics").text for _ in range(4))
 
 
-def test_nothing_outlives_the_process_that_started_it(server: Server) -> None:
-    """The last test of its server's."""
-    assert len(members(server.process.pid)) > 3
-    server.process.kill()
-    wait_until(lambda: not members(server.process.pid), 20)
+def test_the_death_of_one_engine_ends_all(server: Server) -> None:
+    """The last test of this server's."""
+    began = time.monotonic()
+    processes(server, "EngineCore")[-1].kill()
+    assert server.process.wait(30) not in (0, -signal.SIGKILL)
+    assert time.monotonic() - began < 10
+    wait_until(lambda: not members(server.process.pid), 10)
