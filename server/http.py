@@ -44,6 +44,7 @@ class Resolver:
         try:
             request = lora_request(self._plan(name))
             if visit.generates:
+                await self.leases.let_pass()
                 visit.leases.append(await self.leases.acquire(request))
         except UnknownName as error:
             raise VLLMNotFoundError(str(error)) from error

@@ -69,11 +69,14 @@ class Leases:
         self._freed = asyncio.Event()
         self._closing: set[asyncio.Task[None]] = set()
 
-    async def acquire(self, request: LoRARequest) -> Lease:
-        """Holds a composition until `release`. Raises ComposeError, or Unavailable."""
+    async def let_pass(self) -> None:
+        """Waits behind those who have waited long. Not for who holds something, which they may be waiting for."""
         if self._hurry:
             async with self._turn():
                 pass
+
+    async def acquire(self, request: LoRARequest) -> Lease:
+        """Holds a composition until `release`. Raises ComposeError, or Unavailable."""
         lease = self._leases.setdefault(request.lora_path, Lease(request))
         lease.users += 1
         try:

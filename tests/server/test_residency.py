@@ -92,6 +92,24 @@ def test_who_waits_gets_the_room_as_soon_as_there_is_some(server: Server) -> Non
             assert text(future.result(PATIENCE + 5))
 
 
+def test_what_everybody_asks_for_starves_nobody(server: Server) -> None:
+    """One composition that always has a request, of one client or another, and somebody who wants another."""
+    until = time.monotonic() + 2 * PATIENCE
+
+    def again_and_again(number: int) -> int:
+        count = 0
+        while time.monotonic() < until:
+            assert text(ask(server, "math", max_tokens=20 + 7 * number))
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(8) as pool:
+        crowd = [pool.submit(again_and_again, number) for number in range(6)]
+        time.sleep(1)
+        assert text(ask(server, "swahili")) and time.monotonic() < until
+        assert all(future.result(60) > 1 for future in crowd)
+
+
 def test_who_hangs_up_while_waiting_is_forgotten(server: Server) -> None:
     with in_use(server, "math"):
         for name in ("swahili", "bengali", "math+swahili@bottom=3"):
