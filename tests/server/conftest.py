@@ -1,10 +1,11 @@
 """What server tests share.
 
 A server takes half a minute of both cores to start, so a test that only asks takes one of these, which the whole run
-starts once: `demo` (the demo family; tool calls on) and `pico` (a random llama of 8 layers; takes recipes, has a
-context of 8192 tokens and a token for every byte). Tests of one server follow each other on one worker: a test must
-leave its server healthy, with no request running. A test that needs other options, or that harms its server, starts its
-own with `serving(...)`, in a module-scoped fixture where several tests of the file can share it.
+starts once: `demo` (the demo family; tool calls on, behind an API key) and `pico` (a random llama of 8 layers; takes
+recipes, has a context of 8192 tokens and a token for every byte). Tests of one server follow each other on one worker:
+a test must leave its server healthy, with no request running. A test that needs other
+options, or that harms its server, starts its own with `serving(...)`, in a module-scoped fixture where several tests of
+the file can share it.
 """
 
 import json
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from engines import ENVIRONMENT
 from pico import make_family
-from serving import Server, serving
+from serving import KEY, Server, serving
 
 DEMO = Path(__file__).parents[2] / "demo"
 
@@ -33,7 +34,7 @@ def engine_environment():
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, dict[str, Any]]]:
     """The demo's server, and the models it listed before anybody asked for one."""
     log = tmp_path_factory.mktemp("demo") / "log"
-    with serving(DEMO, log, "--enable-auto-tool-choice", "--tool-call-parser", "hermes") as server:
+    with serving(DEMO, log, "--api-key", KEY, "--enable-auto-tool-choice", "--tool-call-parser", "hermes") as server:
         yield server, {model.id: model for model in server.client.models.list()}
 
 

@@ -25,6 +25,10 @@ OPTIONS = ("--host", "127.0.0.1", "--kv-cache-memory-bytes", "1G", "--enforce-ea
 ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
 
 
+KEY = "none"
+"""What clients of a server send as their API key, whether it asks for one or not."""
+
+
 @dataclass(frozen=True)
 class Server:
     url: str
@@ -33,16 +37,16 @@ class Server:
 
     @cached_property
     def client(self) -> OpenAI:
-        return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120)
+        return OpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=120)
 
     def async_client(self) -> AsyncOpenAI:
-        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=120)
+        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key=KEY, max_retries=0, timeout=120)
 
     def get(self, path: str) -> httpx.Response:
-        return httpx.get(self.url + path, timeout=120)
+        return httpx.get(self.url + path, headers={"Authorization": f"Bearer {KEY}"}, timeout=120)
 
     def post(self, path: str, body: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=120)
+        return httpx.post(self.url + path, json=body, headers={"Authorization": f"Bearer {KEY}"}, timeout=120)
 
     def healthy(self) -> bool:
         """vLLM's /health answers 503 when the engine is dead."""

@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 from openai import AsyncOpenAI, OpenAI
-from serving import Server, wait_until
+from serving import KEY, Server, wait_until
 
 DEMO = Path(__file__).parents[2] / "demo"
 NAMES = ["base", "math", "swahili", "bengali", "math+swahili", "math+bengali", "tutor"]
@@ -287,7 +287,8 @@ def test_bad_requests_are_refused(demo: Server, wrong: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[]"])
 def test_a_body_that_is_no_request_is_refused(demo: Server, body: bytes) -> None:
-    response = httpx.post(f"{demo.url}/v1/completions", content=body, headers={"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {KEY}"}
+    response = httpx.post(f"{demo.url}/v1/completions", content=body, headers=headers)
     assert_refused(response, 400)
     assert demo.healthy()
 

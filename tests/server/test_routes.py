@@ -1,62 +1,52 @@
 """Every route of the running server: behind the API key, and never an answer of another model than was asked for."""
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
-from serving import Server, members, serving, wait_until
+from serving import KEY, Server
 
-DEMO = Path(__file__).parents[2] / "demo"
-KEY = "s3cret"
 OPEN = {"/health", "/ping", "/version", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 QUESTION = "Asha ana ndizi 5. Asha ananunua ndizi 3. Sasa Asha ana ndizi ngapi?"
 ANSWERS = {"math+swahili": "8", "math": "Asha", "swahili": "4", "base": "Asha"}
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serving(DEMO, tmp_path_factory.mktemp("routes") / "log", "--api-key", KEY) as server:
-        yield server
-
-
-def routes(server: Server) -> list[tuple[str, str]]:
+def routes(demo: Server) -> list[tuple[str, str]]:
     """(method, path) of all that the running app has: what vLLM prints at its start, and what the schema adds."""
     found = set()
-    for path, methods in re.findall(r"Route: (\S+), Methods: (.+)", server.log.read_text()):
+    for path, methods in re.findall(r"Route: (\S+), Methods: (.+)", demo.log.read_text()):
         found |= {(method.strip(), path) for method in methods.split(",")}
-    for path in re.findall(r"Route: (\S+), Endpoint:", server.log.read_text()):
+    for path in re.findall(r"Route: (\S+), Endpoint:", demo.log.read_text()):
         found.add(("GET", path))
-    for path, methods in server.get("/openapi.json").json()["paths"].items():
+    for path, methods in demo.get("/openapi.json").json()["paths"].items():
         found |= {(method.upper(), path) for method in methods}
     return sorted((method, re.sub(r"\{[^}]*\}", "x", path)) for method, path in found)
 
 
-def test_only_health_version_and_docs_are_open(server: Server) -> None:
-    every = routes(server)
+def test_only_health_version_and_docs_are_open(demo: Server) -> None:
+    every = routes(demo)
     assert len(every) > 40 and {"/metrics", "/invocations", "/tokenize", "/v1/chat/completions"} <= {
         p for _, p in every
     }
     for method, path in every:
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}):
-            status = httpx.request(method, server.url + path, headers=headers, timeout=30).status_code
+            status = httpx.request(method, demo.url + path, headers=headers, timeout=30).status_code
             assert (status == 401) == (path not in OPEN), (method, path, headers, status)
     for path in ("/health/", "//health", "/nowhere", "/v1/models/x", "/metrics/"):
-        assert httpx.get(server.url + path, timeout=30).status_code == 401, path
-    assert server.healthy()
+        assert httpx.get(demo.url + path, timeout=30).status_code == 401, path
+    assert demo.healthy()
 
 
-def ask(server: Server, path: str, model: object, **headers: str) -> httpx.Response:
+def ask(demo: Server, path: str, model: object, **headers: str) -> httpx.Response:
     body = {"model": model, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 16}
     key = {"Authorization": f"Bearer {KEY}"}
-    return httpx.post(server.url + path, json=body, headers=key | headers, timeout=120)
+    return httpx.post(demo.url + path, json=body, headers=key | headers, timeout=120)
 
 
 @pytest.mark.parametrize("path", ["/invocations", "/v1/chat/completions", "/v1/chat/completions/batch"])
-def test_the_model_that_was_asked_for_answers(server: Server, path: str) -> None:
+def test_the_model_that_was_asked_for_answers(demo: Server, path: str) -> None:
     for model, answer in ANSWERS.items():
-        response = ask(server, path, model)
+        response = ask(demo, path, model)
         if path.endswith("batch"):
             assert response.status_code >= 400 or response.json()["model"] == model
             continue
@@ -64,42 +54,34 @@ def test_the_model_that_was_asked_for_answers(server: Server, path: str) -> None
         found = response.json()
         assert (found["model"], found["choices"][0]["message"]["content"]) == (model, answer)
     for model in ("maths", "math+klingon", "x\r\nHost: y", "\u0441wahili"):
-        response = ask(server, path, model)
+        response = ask(demo, path, model)
         assert response.status_code in (400, 404, 422), response.text
         assert "choices" not in response.json()
 
 
-def test_sagemakers_header_names_the_model_too(server: Server) -> None:
+def test_sagemakers_header_names_the_model_too(demo: Server) -> None:
     header = {"X-Amzn-SageMaker-Adapter-Identifier": "math+sw"}
-    found = ask(server, "/invocations", "base", **header).json()
+    found = ask(demo, "/invocations", "base", **header).json()
     assert (found["model"], found["choices"][0]["message"]["content"]) == ("math+swahili", "8")
     assert (
-        ask(server, "/invocations", "math", **{**header, "X-Amzn-SageMaker-Adapter-Identifier": "no"}).status_code
-        == 404
+        ask(demo, "/invocations", "math", **{**header, "X-Amzn-SageMaker-Adapter-Identifier": "no"}).status_code == 404
     )
 
 
-def test_a_completion_at_sagemakers_route(server: Server) -> None:
+def test_a_completion_at_sagemakers_route(demo: Server) -> None:
     body = {"model": "math+sw", "prompt": QUESTION + "\n", "max_tokens": 4, "temperature": 0}
     key = {"Authorization": f"Bearer {KEY}"}
-    found = httpx.post(server.url + "/invocations", json=body, headers=key, timeout=60).json()
+    found = httpx.post(demo.url + "/invocations", json=body, headers=key, timeout=60).json()
     assert (found["model"], found["choices"][0]["text"]) == ("math+swahili", "8")
     for content in (b"", b"[]", b'{"model": 5}', b"{", b'{"model": "math+sw"}'):
         headers = key | {"Content-Type": "application/json"}
-        response = httpx.post(server.url + "/invocations", content=content, headers=headers, timeout=60)
+        response = httpx.post(demo.url + "/invocations", content=content, headers=headers, timeout=60)
         assert 400 <= response.status_code < 500, (content, response.text)
 
 
-def test_text_alone_needs_no_weights(server: Server) -> None:
+def test_text_alone_needs_no_weights(demo: Server) -> None:
     body = {"model": "math+bengali", "prompt": "Asha"}
     key = {"Authorization": f"Bearer {KEY}"}
-    response = httpx.post(server.url + "/tokenize", json=body, headers=key, timeout=60)
+    response = httpx.post(demo.url + "/tokenize", json=body, headers=key, timeout=60)
     assert response.json()["count"] > 0
-    assert httpx.post(server.url + "/tokenize", json=body | {"model": "x"}, headers=key).status_code == 404
-
-
-def test_nothing_outlives_the_server(server: Server) -> None:
-    """The last test of this server's. vLLM's engines would stay for ever."""
-    assert len(members(server.process.pid)) > 2
-    server.process.kill()
-    wait_until(lambda: not members(server.process.pid), 20)
+    assert httpx.post(demo.url + "/tokenize", json=body | {"model": "x"}, headers=key).status_code == 404

@@ -1,8 +1,6 @@
 """Several API server processes and several engines: one family, the same names, ids and room everywhere."""
 
 import asyncio
-import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -87,10 +85,8 @@ def test_metrics_have_no_series_for_recipes(server: Server) -> None:
     assert not any("weight=" in server.get("/metrics").text for _ in range(4))
 
 
-def test_the_death_of_one_engine_ends_all(server: Server) -> None:
-    """The last test of this server's."""
-    began = time.monotonic()
-    processes(server, "EngineCore")[-1].kill()
-    assert server.process.wait(30) not in (0, -signal.SIGKILL)
-    assert time.monotonic() - began < 10
-    wait_until(lambda: not members(server.process.pid), 10)
+def test_nothing_outlives_the_process_that_started_it(server: Server) -> None:
+    """The last test of this server's. vLLM's engines would stay for ever."""
+    assert len(members(server.process.pid)) > 5
+    server.process.kill()
+    wait_until(lambda: not members(server.process.pid), 20)
