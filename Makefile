@@ -6,7 +6,7 @@ OLDEST_BIN := $(OLDEST_VENV)/bin
 OLDEST_TESTS := kv_cache or prompt_logprobs_come or gemma3 or (merged_checkpoint and llama and not tied) \
 	or listed or change_the_list or unknown_model_is_not_found
 # tests/conftest.py says what goes together, and in which order.
-TWO_AT_A_TIME := -n 2 --dist loadgroup --no-loadscope-reorder
+TWO_AT_A_TIME := -n 2 --dist loadscope --no-loadscope-reorder
 # The demo needs little: without a limit vLLM takes nearly all of the machine's memory for its KV cache.
 DEMO_OPTIONS ?= --kv-cache-memory-bytes 1G
 

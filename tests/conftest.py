@@ -1,9 +1,7 @@
 """Makes `pico` importable from every folder of tests; quiet, offline, and in an order that keeps two workers busy.
 
-Under xdist the tests of a file go to one worker, so that what its fixtures start is started once. Two exceptions:
-
-- `pytestmark = pytest.mark.spread`: the tests of this file share nothing that is slow to make; each may go anywhere.
-- Whoever asks for a server of tests/server/conftest.py (`demo`, `pico`) goes where that server is.
+Under xdist (`--dist loadscope`) the tests of a file go to one worker, so that what its fixtures start is started once.
+Its marks for groups do nothing with pytest 9.2, so its scheduler is told here.
 """
 
 import os
@@ -14,35 +12,35 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-# `started` makes `demo`. They stay until the run ends, so they come after the engines, whose memory is then free again.
-SERVERS = ("started", "pico")
-# Longest tests first: what is short fills the gaps at the end.
+# The files of tests that share nothing that is slow to make: each test may go anywhere.
+SPREAD = ("test_parity", "test_arena_pages", "test_second_runner", "test_faults", "test_interpreted", "test_resources")
+# Files whose tests ask one server.
+TOGETHER = {"test_routes": "test_http"}
+# What takes long first: what is short fills the gaps at the end.
+FIRST = ("test_residency", "test_parity", "test_http", "test_routes", "test_faults", "test_several_servers")
 FOLDERS = ("server", "kernels", "composer")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "spread: each test of this file may run on another worker")
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> tuple[int, int]:
+        stem = item.path.stem
+        return FOLDERS.index(item.path.parent.name), FIRST.index(stem) if stem in FIRST else len(FIRST)
+
+    items.sort(key=rank)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.pluginmanager.hasplugin("xdist"):
-        return
-    groups = {item: group(item) for item in items}
-    items.sort(key=lambda item: rank(item, groups[item]))
-    for item, name in groups.items():
-        if name and not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(name))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    from xdist.scheduler import LoadScopeScheduling
 
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            stem = Path(nodeid.partition("::")[0]).stem
+            return nodeid if stem in SPREAD else TOGETHER.get(stem, stem)
 
-def group(item: pytest.Item) -> str | None:
-    """What runs on one worker, in a row; None for a test of its own."""
-    for server in SERVERS:
-        if server in item.fixturenames:
-            return server
-    return None if item.get_closest_marker("spread") else f"{item.path.parent.name}/{item.path.stem}"
-
-
-def rank(item: pytest.Item, name: str | None) -> tuple[int, int]:
-    return FOLDERS.index(item.path.parent.name), SERVERS.index(name) + 1 if name in SERVERS else 0
+    return ByFile(config, log) if config.getvalue("dist") == "loadscope" else None

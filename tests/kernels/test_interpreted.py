@@ -10,8 +10,6 @@ import pytest
 
 HERE = Path(__file__).parent
 
-pytestmark = pytest.mark.spread
-
 
 @pytest.mark.parametrize("file", sorted(HERE.glob("interpreted_*.py")), ids=lambda file: file.stem)
 def test_in_the_interpreter(file):

@@ -22,7 +22,12 @@ STOP_LIMIT = 60.0
 COMMAND = Path(sys.executable).with_name("layerloom")
 # Small, quick to start, and one compute thread: the tests share the machine with the server.
 OPTIONS = ("--host", "127.0.0.1", "--kv-cache-memory-bytes", "1G", "--enforce-eager")
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_LOGGING_LEVEL": "INFO",
+}
 
 
 KEY = "none"

@@ -2,7 +2,7 @@
 
 import pytest
 import yaml
-from engines import answers, distance, in_child, prompts, run, sampling
+from engines import answers, distance, prompts, run, sampling
 from pico import EXPERTS, make_family
 from test_archives import write_adapter
 
@@ -13,7 +13,7 @@ from layerloom.server.batch import Batch
 CODECS = {"math": Int8(), "swahili": Int4(), "bengali": Sign(), "factors": Lowrank(rank=8)}
 
 
-pytestmark = [pytest.mark.usefixtures("engine_environment"), pytest.mark.spread]
+pytestmark = pytest.mark.usefixtures("engine_environment")
 
 
 @pytest.fixture
@@ -100,12 +100,3 @@ def test_a_bank_that_is_too_small_is_refused_at_the_start(tmp_path, pages):
         run(make_family(tmp_path), max_loras=2, bank_memory=1000, pages=pages)
     assert isinstance(error.value, ComposeError)
     assert "start with a larger --bank-memory or a smaller --max-loras" in str(error.value)
-
-
-def test_tensor_parallel(tmp_path):
-    path = make_family(tmp_path, "qwen3")
-    merged = merge(Family.load(path), "math+swahili", tmp_path / "merged")
-    job = {"names": ["math+swahili", "base"] * 4, "options": {"tensor_parallel_size": 2}}
-    theirs = in_child({**job, "model": str(merged)})[::2]
-    ours = in_child({**job, "model": str(path), "options": {**job["options"], "pages": "arena"}})[::2]
-    assert [answer.tokens for answer in ours] == [answer.tokens for answer in theirs]

@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.spread
-
 SCRIPT = Path(__file__).parents[2] / "bench" / "chaos.py"
 
 

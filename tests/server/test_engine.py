@@ -13,7 +13,7 @@ from vllm.lora.request import LoRARequest
 from layerloom.composer import ComposeError, Family, UnknownName, merge
 from layerloom.server.plugin import check_version
 
-pytestmark = [pytest.mark.usefixtures("engine_environment"), pytest.mark.spread]
+pytestmark = pytest.mark.usefixtures("engine_environment")
 
 
 @pytest.fixture(scope="module")

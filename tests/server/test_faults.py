@@ -14,8 +14,6 @@ import pytest
 from pico import make_family
 from serving import Server, members, processes, serving, wait_until
 
-pytestmark = pytest.mark.spread
-
 LONG = ("--max-model-len", "32768")
 AT_ONCE = 10.0
 """Seconds from a death to the end of the server, and of every request."""

@@ -18,7 +18,7 @@ SHORT = {"max_tokens": 3, "prompt_logprobs": 1}
 SMALL = {"max_num_seqs": 4, "max_num_batched_tokens": 32}
 
 
-pytestmark = [pytest.mark.usefixtures("engine_environment"), pytest.mark.spread]
+pytestmark = pytest.mark.usefixtures("engine_environment")
 
 
 def family_of(root, architecture="llama", **codecs):

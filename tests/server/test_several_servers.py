@@ -20,7 +20,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     options = ("--data-parallel-size", "2", "--allow-recipes", "--max-loras", "2", "--wait-for-room", "60")
     with serving(DEMO, tmp_path_factory.mktemp("several") / "log", *options) as server:
         assert len(processes(server, "EngineCore")) == 2
-        assert server.log.read_text().count("Application startup complete") == 2
+        wait_until(lambda: server.log.read_text().count("Application startup complete") == 2, 120)
         yield server
 
 
