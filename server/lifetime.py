@@ -48,31 +48,36 @@ class Lifetime:
         return self._ending or ("the engine has ended" if self.client.errored else "")
 
     async def _watch_engine(self) -> None:
-        global failed
         while not self.client.errored:
             await asyncio.sleep(LOOK)
             if any(map(has_ended, self._engines)):
                 self.client.engine_core.resources.engine_dead = True
-        if self._ending:
-            return
+        if not self._ending:
+            self._fail()
+            self._end_streams()
+            self.state.server.should_exit = True
+
+    def _fail(self) -> None:
+        global failed
         failed = True
         self._end("the engine has ended")
         logger.error("layerloom: the engine has ended, and so does the server")
-        self._end_streams()
-        self.state.server.should_exit = True
         exit_after(AT_ONCE, 1)
 
     def shutdown(self, timeout: float | None = None) -> None:
         """Lets requests end for `timeout` seconds, and then ends those that have not, with an error."""
         if not self._ending:
-            self._end("the server is shutting down")
+            if self.client.errored:
+                # vLLM's own watchdog was first.
+                self._fail()
+            else:
+                self._end("the server is shutting down")
+                exit_after((timeout or 0.0) + AT_ONCE, 0)
             # Whoever started several servers waits for them as long, and then kills them.
             until = time.monotonic() + max(0.0, (timeout or 0.0) - GRACE)
-            exit_after((timeout or 0.0) + AT_ONCE, 0)
             while time.monotonic() < until and not self.client.errored and self._unfinished():
                 time.sleep(LOOK)
-        timeout = min(timeout or 0.0, GRACE)
-        self._shutdown(timeout=timeout)
+        self._shutdown(timeout=min(timeout or 0.0, GRACE))
         self._loop.call_soon_threadsafe(self._end_streams)
 
     def _unfinished(self) -> bool:

@@ -4,10 +4,12 @@ import multiprocessing
 import os
 import signal
 import time
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from threading import Thread
 from typing import Any
 
+import psutil
 import torch
 import vllm
 from packaging.version import Version
@@ -79,8 +81,18 @@ def register() -> None:
 
 
 def end_with(parent: BaseProcess) -> None:
-    """Ends this process soon after the one that started it: when that is killed, vLLM's engines would stay for ever."""
+    """Ends this process soon after the one that started it: when that is killed, vLLM's engines would stay for ever.
+
+    So does the coordinator of several engines, which loads no plugin.
+    """
+    coordinators: list[psutil.Process] = []
+    with suppress(psutil.Error):
+        siblings = psutil.Process(parent.pid).children()
+        coordinators = [process for process in siblings if "VLLM::DPCoordinator" in " ".join(process.cmdline())]
     parent.join()
+    for process in coordinators:
+        with suppress(psutil.Error):
+            process.terminate()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(SOON)
     os._exit(1)
