@@ -40,10 +40,13 @@ class Front:
             scope, receive = await with_adapter(scope, receive)
         visit = Visit(path)
         token = VISIT.set(visit)
+        answer = Answer(visit, server, scope, receive, send)
         try:
-            await self.app(scope, receive, Answer(visit, server, scope, receive, send))
+            await self.app(scope, receive, answer)
         finally:
             VISIT.reset(token)
+            if not answer.complete:
+                await visit.end()
             for lease in visit.leases:
                 server.leases.release(lease)
 
@@ -62,15 +65,18 @@ class Answer:
         self.visit, self.server = visit, server
         self.scope, self.receive, self.send = scope, receive, send
         self.replaced = False
+        self.complete = False
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start" and message["status"] >= 400:
             reason = self.visit.unavailable or self.server.ending
             if reason:
                 self.replaced = True
+                self.complete = True
                 return await unavailable(reason)(self.scope, self.receive, self.send)
         if not self.replaced:
             await self.send(message)
+        self.complete = message["type"] == "http.response.body" and not message.get("more_body")
 
 
 def unavailable(reason: str) -> JSONResponse:

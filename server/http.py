@@ -3,7 +3,7 @@
 import os
 import time
 from argparse import Namespace
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from functools import lru_cache
 from typing import Any
@@ -61,7 +61,9 @@ class Resolver:
         Longer than the HTTP request, if need be: one may go on in the background, or be aborted only later.
         """
 
-        async def held(*args: Any, lora_request: LoRARequest | None = None, **options: Any) -> AsyncIterator[Any]:
+        async def held(
+            *args: Any, lora_request: LoRARequest | None = None, **options: Any
+        ) -> AsyncGenerator[Any, None]:
             lease = None if lora_request is None else await self.leases.acquire(lora_request)
             try:
                 async with aclosing(generate(*args, lora_request=lora_request, **options)) as outputs:
@@ -71,7 +73,14 @@ class Resolver:
                 if lease is not None:
                     self.leases.release(lease)
 
-        return held
+        def started(*args: Any, **options: Any) -> AsyncIterator[Any]:
+            outputs = held(*args, **options)
+            visit = VISIT.get(None)
+            if visit is not None:
+                visit.outputs.append(outputs)
+            return outputs
+
+        return started
 
 
 class LayerloomEndpoints:

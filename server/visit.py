@@ -1,8 +1,10 @@
 """visit: one HTTP request on its way through vLLM's handlers, and what it holds meanwhile."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import Any
 
 from vllm.lora.request import LoRARequest
 
@@ -19,8 +21,20 @@ class Visit:
     path: str
     adapters: dict[str, LoRARequest] = field(default_factory=dict)
     leases: list[Lease] = field(default_factory=list)
+    outputs: list[AsyncGenerator[Any, None]] = field(default_factory=list)
+    """What the engine says to it, while it is being asked for."""
     unavailable: str = ""
     """Why it is to be answered with 503, whatever a handler makes of it."""
+
+    async def end(self) -> None:
+        """Aborts what still runs when the client has hung up.
+
+        A stream that was cut while it sent something is closed only when it is collected, which can take seconds. What
+        somebody waits for in the background goes on.
+        """
+        for outputs in self.outputs:
+            with suppress(RuntimeError):
+                await outputs.aclose()
 
     @property
     def generates(self) -> bool:
