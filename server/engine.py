@@ -19,9 +19,6 @@ MOST_IN_ARENA = MOST_SLOTS - 1
 OURS = "LAYERLOOM_ENGINE"
 """Set in the environment of engines that layerloom starts."""
 
-PATIENCE = 30.0
-"""Seconds that a request waits for room in the bank."""
-
 TAKEN = ("model", "quantization", "worker_cls", "enable_lora", "additional_config", "lora_modules")
 
 
@@ -82,8 +79,6 @@ def engine_options(
         "bank_memory": bank_memory,
         "pages": pages,
         "residency": family.residency,
-        "patience": PATIENCE,
-        "open_metrics": False,
     }
     options = {
         "served_model_name": ["base"],
