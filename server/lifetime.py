@@ -4,7 +4,7 @@ import asyncio
 import os
 import sys
 import time
-from threading import Timer
+from threading import Thread, Timer
 from typing import NoReturn
 
 import psutil
@@ -21,7 +21,7 @@ LOOK = 0.25
 GRACE = 3
 """Seconds that connections may take to end when there is nothing left to say."""
 
-AT_ONCE = 6.0
+AT_ONCE = 5.0
 """Seconds from the engine's death to the server's, whatever still hangs."""
 
 failed = False
@@ -40,21 +40,22 @@ class Lifetime:
         self._shutdown = client.shutdown
         client.shutdown = self.shutdown
         self._engines = engines_of_parent() if client.engine_core.resources.engine_manager is None else []
-        self._watch = self._loop.create_task(self._watch_engine())
+        # On a thread: a loop that is behind with its streams must not keep the server from ending.
+        Thread(target=self._watch_engine, name="layerloom-engine", daemon=True).start()
 
     @property
     def ending(self) -> str:
         """Why no request is taken any more."""
         return self._ending or ("the engine has ended" if self.client.errored else "")
 
-    async def _watch_engine(self) -> None:
+    def _watch_engine(self) -> None:
         while not self.client.errored:
-            await asyncio.sleep(LOOK)
+            time.sleep(LOOK)
             if any(map(has_ended, self._engines)):
                 self.client.engine_core.resources.engine_dead = True
         if not self._ending:
             self._fail()
-            self._end_streams()
+            self._loop.call_soon_threadsafe(self._end_streams)
             self.state.server.should_exit = True
 
     def _fail(self) -> None:

@@ -30,6 +30,10 @@ ENVIRONMENT = {
 }
 
 
+LONG_STREAMS = ("--max-model-len", "32768", "--stream-interval", "20")
+"""Streams that outlast what a test does beside them, and leave the server's loop the time for it: a pico model's
+tokens come faster than a busy server can write them one by one."""
+
 KEY = "none"
 """What clients of a server send as their API key, whether it asks for one or not."""
 
@@ -89,6 +93,14 @@ def serving(family: Path, log: Path, *options: str) -> Iterator[Server]:
         yield server
     finally:
         stop(process)
+
+
+def events(response: httpx.Response) -> Iterator[str]:
+    """The data of a stream's events. Not httpx' lines: those end at what Unicode calls the end of a line, too."""
+    buffer = ""
+    for part in response.iter_text():
+        *whole, buffer = (buffer + part).split("\n\n")
+        yield from (event.removeprefix("data: ") for event in whole)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:

@@ -12,9 +12,8 @@ from typing import Any
 import httpx
 import pytest
 from pico import make_family
-from serving import Server, members, processes, serving, wait_until
+from serving import LONG_STREAMS, Server, events, members, processes, serving, wait_until
 
-LONG = ("--max-model-len", "32768")
 AT_ONCE = 10.0
 """Seconds from a death to the end of the server, and of every request."""
 
@@ -33,12 +32,11 @@ def stream(server: Server, model: str, tokens: int, started: threading.Event) ->
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=120) as response:
             if response.status_code != 200:
                 return 0, f"{response.status_code} {response.read().decode()}"
-            for line in response.iter_lines():
-                event = line.removeprefix("data: ")
+            for event in events(response):
                 if '"usage"' in event:
                     count = json.loads(event)["usage"]["completion_tokens"]
                     started.set()
-                elif event and not end.startswith("{"):
+                elif not end.startswith("{"):
                     end = event
     except httpx.TransportError as error:
         end = f"cut: {error}"
@@ -102,7 +100,7 @@ def test_a_death_ends_the_server_and_every_request(
     case: str, family: Path, tmp_path: Path, clients: Callable[[Server], Clients], capfd: Any
 ) -> None:
     options, title = CASES[case]
-    with serving(family, tmp_path / "log", *LONG, *options) as server:
+    with serving(family, tmp_path / "log", *LONG_STREAMS, *options) as server:
         some = clients(server)
         victim = processes(server, title)[-1]
         some.ask_all()
@@ -132,7 +130,7 @@ def test_sigterm_lets_requests_end_but_not_for_ever(family: Path, tmp_path: Path
     """Two streams that end in time, two that would go on for minutes, and one to a client that does not read."""
     limit, soon = 14, 600
     with (
-        serving(family, tmp_path / "log", *LONG, "--shutdown-timeout", str(limit)) as server,
+        serving(family, tmp_path / "log", *LONG_STREAMS, "--shutdown-timeout", str(limit)) as server,
         ThreadPoolExecutor(8) as pool,
     ):
 

@@ -11,16 +11,15 @@ from typing import Any
 import httpx
 import pytest
 from pico import make_family
-from serving import Server, serving, wait_until
+from serving import LONG_STREAMS, Server, events, serving, wait_until
 
-LONG = ("--max-model-len", "8192")
 PATIENCE = 3
 NAMES = ["math", "swahili", "bengali", "math+swahili", "math+bengali"]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_family(tmp_path_factory.mktemp("residency"), max_position_embeddings=8192).parent
+    return make_family(tmp_path_factory.mktemp("residency"), max_position_embeddings=32768).parent
 
 
 @pytest.fixture(scope="module", params=["packed", "arena"])
@@ -28,7 +27,7 @@ def server(request: pytest.FixtureRequest, root: Path) -> Iterator[Server]:
     """Room for one composition that is a whole model of its own, or two that share half of it."""
     model = (root / "base" / "model.safetensors").stat().st_size
     options = ("--max-loras", "1", "--bank-memory", str(int(1.8 * model)), "--wait-for-room", str(PATIENCE))
-    with serving(root, root / "log", *options, "--pages", request.param, "--allow-recipes", *LONG) as server:
+    with serving(root, root / "log", *options, "--pages", request.param, "--allow-recipes", *LONG_STREAMS) as server:
         yield server
 
 
@@ -52,13 +51,13 @@ def text(response: httpx.Response) -> str:
 
 
 @contextmanager
-def in_use(server: Server, model: str, tokens: int = 8000) -> Iterator[Iterator[str]]:
+def in_use(server: Server, model: str, tokens: int = 32000) -> Iterator[Iterator[str]]:
     """The rest of a stream of this composition's, which has begun."""
     body = {"model": model, "prompt": "diso", "max_tokens": tokens, "ignore_eos": True, "stream": True}
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=120) as response:
-        lines = response.iter_lines()
-        assert next(lines).startswith("data: {")
-        yield lines
+        rest = events(response)
+        assert next(rest).startswith("{")
+        yield rest
 
 
 def test_they_take_turns_and_answer_as_alone(server: Server) -> None:
@@ -92,10 +91,9 @@ def test_without_room_in_time_it_is_503_and_when_to_come_again(server: Server) -
 
 
 def test_who_waits_gets_the_room_as_soon_as_there_is_some(server: Server) -> None:
-    with ThreadPoolExecutor(4) as pool, in_use(server, "math", 150) as lines:
+    with ThreadPoolExecutor(4) as pool, in_use(server, "math", 150) as rest:
         waiting = [pool.submit(ask, server, name) for name in ("swahili", "bengali")]
-        last = [line for line in lines if line][-1]
-        assert last == "data: [DONE]"
+        assert list(rest)[-1] == "[DONE]"
         for future in waiting:
             assert text(future.result(PATIENCE + 5))
 
