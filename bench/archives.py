@@ -25,11 +25,11 @@ from pathlib import Path
 
 import torch
 import zstandard
-from demo_data import example
-from synthetic import write_pair
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from layerloom.composer import Archive, Checkpoint, Source, extract
+from shared.demo_data import example
+from shared.synthetic import write_pair
 
 BATCH, TASKS = 16, ("generic", "math")
 SAMPLE = 32 << 20

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
-from layerloom.kernels.compose import compose_torch
 from layerloom.kernels.compose_cpu import compose_compiled
+from layerloom.kernels.compose_torch import compose_torch
 from layerloom.kernels.delta import Delta, Dense, Factors, Packed, Signs, Xor
 from layerloom.kernels.planar import word_count
 

@@ -27,13 +27,13 @@ from pathlib import Path
 
 import torch
 import yaml
-from demo_accuracy import measure
-from demo_data import LANGUAGES, TASKS, Example, example
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from layerloom.composer import extract
+from shared.demo_accuracy import measure
+from shared.demo_data import LANGUAGES, TASKS, Example, example
 
 BOTTOM, TOP, LAYERS = 2, 2, 8
 BATCH, PEAK_RATE, WARMUP = 48, 3e-3, 100

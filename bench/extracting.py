@@ -24,7 +24,7 @@ LAYERLOOM = str(Path(sys.executable).with_name("layerloom"))
 
 
 def make_pair(root: Path, hidden: int, depth: int) -> None:
-    from synthetic import write_pair
+    from shared.synthetic import write_pair
 
     write_pair(root, hidden, depth)
 

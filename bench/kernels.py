@@ -27,7 +27,7 @@ HEADER = ("op", "case", "M", "V", "us", "GB/s", "expected us", "share", "against
 
 
 def check(device: Any) -> bool:
-    import kernel_checks
+    from shared import kernel_checks
 
     right = True
     for op, (count, wrong) in kernel_checks.run(device).items():
@@ -66,9 +66,8 @@ def print_row(cells: Iterable[str]) -> None:
 
 
 def time(machine: Any, options: argparse.Namespace, versions: dict[str, str]) -> None:
-    import decode_times
-    import kernel_times
-    from roofline import LLAMA_1B, LLAMA_8B, TOY
+    from shared import decode_times, kernel_times
+    from shared.roofline import LLAMA_1B, LLAMA_8B, TOY
 
     model = TOY if options.dry_run else LLAMA_1B if options.small else LLAMA_8B
     limit, first = kernel_times.limits(machine, options.small)
@@ -106,7 +105,8 @@ def main() -> int:
     options = parser.parse_args()
     import torch
     import triton
-    from standalone import find_kernels
+
+    from shared.standalone import find_kernels
 
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     without_gpu = interpreted and (options.check_only or options.dry_run)
@@ -128,7 +128,7 @@ def main() -> int:
     if not options.dry_run and not check(device):
         return 1
     if not options.check_only:
-        from kernel_times import Machine
+        from shared.kernel_times import Machine
 
         time(Machine(device, options.rounds), options, versions)
     return 0

@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / "bench"))
 
-from synthetic import SHAPE  # noqa: E402
+from shared.synthetic import SHAPE  # noqa: E402
 
 LANGUAGES = ("swahili", "bengali", "telugu", "thai")
 

@@ -23,7 +23,8 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "server")]
 
 from pico import make_family  # noqa: E402
 from serving import Server, serving  # noqa: E402  (of tests/server)
-from synthetic import SHAPE  # noqa: E402
+
+from shared.synthetic import SHAPE  # noqa: E402
 
 
 async def gaps(server: Server, name: str, prompt: list[int]) -> tuple[float, float, float]:

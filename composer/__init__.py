@@ -1,21 +1,21 @@
 """What to compose and where it lives: names, recipes, families, plans, pages, merged checkpoints."""
 
-from .adapter import Adapter
-from .archive import Archive, ArchiveFile
-from .bank import Bank, Engine
-from .checkpoint import Checkpoint, TensorInfo
 from .errors import ComposeError, FamilyError, UnknownName
-from .extract import extract
-from .family import Expert, Family
-from .inspect import Report, Row, inspect
-from .manifest import Manifest
-from .merge import Difference, merge, tensors, verify
-from .names import Composition
-from .picture import draw
-from .plan import KINDS, Blend, LayerBlend, Plan, describe_blend, kind_of
-from .quality import Quality, quality
-from .source import Source, open_source
-from .suggest import Suggestion, suggest
+from .family.family import Expert, Family
+from .family.names import Composition
+from .family.plan import KINDS, Blend, LayerBlend, Plan, describe_blend, kind_of
+from .pages.bank import Bank, Engine
+from .sources.adapter import Adapter
+from .sources.archive import Archive, ArchiveFile
+from .sources.checkpoint import Checkpoint, TensorInfo
+from .sources.manifest import Manifest
+from .sources.source import Source, open_source
+from .tools.extract import extract
+from .tools.inspect import Report, Row, inspect
+from .tools.merge import Difference, merge, tensors, verify
+from .tools.picture import draw
+from .tools.quality import Quality, quality
+from .tools.suggest import Suggestion, suggest
 
 __all__ = [
     "KINDS",

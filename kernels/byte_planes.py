@@ -17,7 +17,7 @@ def xor_planes(out: torch.Tensor, base: torch.Tensor, planes: bytes) -> None:
         raise ValueError(f"xor_planes: {len(planes)} bytes, base {base.numel()} {base.dtype}, out is {out.dtype}")
     values = np.frombuffer(planes, np.uint8)
     if use_numba(out) and base.is_contiguous():
-        from .compose_cpu import join_planes
+        from .compose_loops import join_planes
         from .lanes import LIKE
 
         count, width = out.numel(), out.element_size()

@@ -116,3 +116,8 @@ def matrix(tensor: torch.Tensor) -> tuple[int, int]:
     """A tensor's shape as rows and K: a vector, or a flat page, is one row."""
     k = tensor.shape[-1]
     return (tensor.numel() // k if k else 0), k
+
+
+def size(delta: Delta) -> int:
+    rows, k = delta.shape
+    return rows * k

@@ -1,7 +1,7 @@
 """lanes: vectors of 32 numbers for numba, written out in LLVM's IR.
 
 LLVM makes of them what the processor has. Addresses are int64; `like` is a scalar whose type says what is there.
-numba's cache looks only at the file of the function that it keeps: after a change here touch compose_cpu.py.
+numba's cache looks only at the file of the function that it keeps: after a change here touch compose_loops.py.
 """
 
 import platform

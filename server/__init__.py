@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .runtime import Runtime
+    from .runtime.runtime import Runtime
 
 __all__ = ["Runtime"]
 
@@ -11,7 +11,7 @@ __all__ = ["Runtime"]
 def __getattr__(name: str) -> Any:
     # vLLM takes seconds to import: only those who ask for the runtime pay.
     if name == "Runtime":
-        from .runtime import Runtime
+        from .runtime.runtime import Runtime
 
         return Runtime
     raise AttributeError(name)

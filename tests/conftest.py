@@ -24,12 +24,13 @@ TOGETHER = {"test_routes": "test_http"}
 # What takes long first: what is short fills the gaps at the end.
 FIRST = ("test_residency", "test_parity", "test_http", "test_routes", "test_faults", "test_several_servers")
 FOLDERS = ("server", "kernels", "composer")
+HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     def rank(item: pytest.Item) -> tuple[int, int]:
-        stem = item.path.stem
-        return FOLDERS.index(item.path.parent.name), FIRST.index(stem) if stem in FIRST else len(FIRST)
+        folder, stem = item.path.relative_to(HERE).parts[0], item.path.stem
+        return FOLDERS.index(folder), FIRST.index(stem) if stem in FIRST else len(FIRST)
 
     items.sort(key=rank)
 

@@ -36,7 +36,7 @@ def test_without_a_gpu_it_says_so():
 @pytest.mark.parametrize("matrix", ["gate_up", "down"])
 def test_the_roofline_is_that_of_the_notes(matrix, monkeypatch):
     monkeypatch.syspath_prepend(str(BENCH))
-    from roofline import LLAMA_8B, decode, delta_bytes, linear
+    from shared.roofline import LLAMA_8B, decode, delta_bytes, linear
 
     assert round(LLAMA_8B.numbers / 1e6) == 218
     extra = {codec: 9 * sum(delta_bytes(codec, n, k) for n, k in LLAMA_8B.matrices.values()) / 1e9 for codec in CODECS}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from layerloom.kernels import compose
-from layerloom.kernels.compose import CHUNK
+from layerloom.kernels.compose_torch import CHUNK
 
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
 SIZES = [1, 17, CHUNK - 1, CHUNK + 3]

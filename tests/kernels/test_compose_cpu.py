@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from layerloom.kernels import compose
 from layerloom.kernels.byte_planes import xor_planes, xor_planes_torch
-from layerloom.kernels.compose import compose_torch
+from layerloom.kernels.compose_torch import compose_torch
 from layerloom.kernels.delta import BITS, Dense, Factors, Packed, Signs, Xor
 from layerloom.kernels.dispatch import WORTHWHILE, use_numba
 from layerloom.kernels.planar import word_count

@@ -1,0 +1,1 @@
+"""The names of a family, its recipes, and what each name is made of."""

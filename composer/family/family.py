@@ -1,0 +1,229 @@
+"""family: a base, its experts and the recipe between them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+
+from layerloom.composer.errors import ComposeError, FamilyError, quoted
+from layerloom.composer.sources.adapter import Adapter
+from layerloom.composer.sources.archive import Archive
+from layerloom.composer.sources.checkpoint import Checkpoint
+from layerloom.composer.sources.codecs import Codec
+from layerloom.composer.sources.source import Source, open_source
+
+from .entries import CompositionEntry, Entries, Location, read_entries
+from .fit import base_problems, expert_problems
+from .names import RESERVED, WORD, Composition, Names, nearest
+from .plan import LayerBlend, Plan, Residency, make_blend, make_plan, used_experts
+from .recipe import AnyRecipe, LayerSwap, with_options
+
+FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A fine-tune of the base; `kind` is "task" or "language"."""
+
+    name: str
+    kind: str
+    code: str | None
+    aliases: tuple[str, ...]
+    checkpoint: Source
+
+
+class Family:
+    """A base, its experts, and the names of all that can be composed from them."""
+
+    def __init__(self, path: Path, entries: Entries, base: Checkpoint, experts: dict[str, Expert], names: Names):
+        self.path = path
+        self.root = path.parent
+        self.base = base
+        self.experts = experts
+        self.recipe = entries.recipe
+        self.residency: Residency = entries.residency
+        self._entries = entries
+        self._names = names
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Family":
+        """Reads family.yaml, given as the file or its directory, and opens the checkpoints; no weight is read.
+
+        Raises FamilyError with every problem found: in the file, in the names, and where an expert's tensors,
+        dtypes, config or tokenizer do not fit the base.
+        """
+        path = Path(path).expanduser().absolute()
+        if path.is_dir():
+            path = path / "family.yaml"
+        entries = read_entries(path)
+        problems: list[str] = []
+        names = read_names(path, entries, problems)
+        base: Checkpoint | None = None
+        with collecting(problems, "base"):
+            base = Checkpoint(directory(path.parent, entries.base))
+            problems += [f"base: {problem}" for problem in base_problems(base)]
+        checkpoints: dict[str, Source] = {}
+        for name, location in entries.experts.items():
+            with collecting(problems, name):
+                where = directory(path.parent, location)
+                # Without a base nothing but a checkpoint can be opened; its problems are worth knowing all the same.
+                if base is not None:
+                    checkpoints[name] = open_source(where, base)
+                elif not where.is_file():
+                    checkpoints[name] = Checkpoint(where)
+        if base is not None:
+            for name, checkpoint in checkpoints.items():
+                problems += [f"{name}: {problem}" for problem in expert_problems(base, checkpoint)]
+        experts = {
+            name: Expert(name, entry.kind, entry.code, tuple(entry.aliases), checkpoints[name])
+            for name, entry in entries.experts.items()
+            if name in checkpoints
+        }
+        if base is None or problems:
+            raise FamilyError(problems)
+        family = cls(path, entries, base, experts, names)
+        for key, name in family._to_check().items():
+            with collecting(problems, f"{path}: {key}"):
+                family.plan(name)
+        if problems:
+            raise FamilyError(problems)
+        return family
+
+    @property
+    def depth(self) -> int:
+        """How many decoder layers the base, and so every composition, has."""
+        return self.base.depth
+
+    def names(self) -> list[str]:
+        """Canonical names: base, every expert, every task+language pair, then the family's compositions."""
+        return self._names.all()
+
+    def parse(self, name: str, allow_options: bool = True) -> Composition:
+        """What a name means. Raises UnknownName, or ComposeError for known words wrongly put together."""
+        return self._names.parse(name, allow_options)
+
+    def checkpoint(self, name: str) -> Source:
+        """What an expert, or "base", is read from. Raises ComposeError."""
+        if name == "base":
+            return self.base
+        if name not in self.experts:
+            meant = nearest(name, [*self.experts, "base"])
+            hint = f" (did you mean {meant!r}?)" if meant else ""
+            raise ComposeError(f"there is no expert {quoted(name)}{hint}. Valid: {', '.join(self.experts)}")
+        return self.experts[name].checkpoint
+
+    def plan(self, name: str | Composition) -> Plan:
+        """The blend of every layer and of the stem. Raises ComposeError when the recipe does not fit the model."""
+        composition = self.parse(name) if isinstance(name, str) else name
+        recipe = self._recipe(composition)
+        if recipe is not None:
+            layers, stem = recipe.blends(self.depth, composition.roles)
+        else:
+            stem = make_blend({expert: 1.0 for expert in composition.roles.values()})
+            layers = [LayerBlend.all(stem)] * self.depth
+        revisions = {source: self.checkpoint(source).revision for source in ("base", *used_experts(layers, stem))}
+        entry = self._entries.compositions.get(composition.label or "")
+        own = entry.residency if isinstance(entry, CompositionEntry) else None
+        return make_plan(composition.name, layers, stem, revisions, own or self.residency)
+
+    def packings(self) -> set[Codec]:
+        """The codecs under which compositions may keep layers as deltas; none when all are assembled."""
+        entries = self._entries.compositions.values()
+        kept = {self.residency, *(entry.residency for entry in entries if isinstance(entry, CompositionEntry))}
+        sources = [expert.checkpoint for expert in self.experts.values()]
+        found = {
+            source.packing(source.layer(index))
+            for source in sources
+            if isinstance(source, Archive | Adapter)
+            for index in range(self.depth)
+        }
+        return {codec for codec in found if codec is not None} if "delta" in kept else set()
+
+    def describe(self, name: str | Composition) -> dict[str, Any]:
+        """{"parent": "base", "recipe": {…}}, ready for JSON. Raises as `parse` and `plan` do."""
+        composition = self.parse(name) if isinstance(name, str) else name
+        recipe = self._recipe(composition)
+        if recipe is None:
+            (expert, *_) = *composition.roles.values(), None
+            return {"parent": "base", "recipe": {"expert": expert}} if expert else {"parent": None, "recipe": {}}
+        shown = recipe.model_dump(exclude_none=True)
+        if isinstance(recipe, LayerSwap):
+            bottom, after, before, top = recipe.zones(self.depth)
+            for key in ("preset", "transition"):
+                shown.pop(key, None)
+            shown |= {"bottom": bottom, "after_bottom": after, "before_top": before, "top": top}
+        return {"parent": "base", "recipe": {**composition.roles, **shown}}
+
+    def _recipe(self, composition: Composition) -> AnyRecipe | None:
+        """None for the base or an expert as it is."""
+        entry = self._entries.compositions.get(composition.label or "")
+        if isinstance(entry, CompositionEntry) and entry.recipe is not None:
+            return entry.recipe
+        if composition.task is None or composition.language is None:
+            return None
+        return with_options(self.recipe, dict(composition.options))
+
+    def _to_check(self) -> dict[str, str]:
+        """Names whose plans stand for all: one pair, because the recipe is the same for every pair."""
+        pair = next((name for name in self.names() if "+" in name), None)
+        compositions = {f"compositions.{name}": name for name in self._entries.compositions}
+        return {**({"recipe": pair} if pair else {}), **compositions}
+
+
+def read_names(path: Path, entries: Entries, problems: list[str]) -> Names:
+    """The family's names; adds to `problems` those that are malformed, reserved or given twice."""
+    owners: dict[str, str] = {}
+
+    def claim(word: str, owner: str) -> None:
+        if not WORD.fullmatch(word):
+            problems.append(f"{path}: {owner}: {quoted(word)} is no name: use a-z, 0-9, - and _, 64 at most")
+        elif word in RESERVED:
+            problems.append(f"{path}: {owner}: {word!r} has a meaning of its own: use another name")
+        elif owners.setdefault(word, owner) != owner:
+            problems.append(f"{path}: {owner}: {word!r} is already the name of {owners[word]}")
+
+    aliases: dict[str, str] = {}
+    for name, entry in entries.experts.items():
+        for word in [name, *([entry.code] if entry.code is not None else []), *entry.aliases]:
+            claim(word, f"experts.{quoted(name)[1:-1]}")
+            aliases[word] = name
+    kinds = {name: entry.kind for name, entry in entries.experts.items()}
+    names = Names(kinds, aliases)
+    compositions: dict[str, Composition] = {}
+    for label, named in entries.compositions.items():
+        claim(label, f"compositions.{quoted(label)[1:-1]}")
+        with collecting(problems, f"{path}: compositions.{quoted(label)[1:-1]}"):
+            if isinstance(named, str):
+                compositions[label] = replace(names.parse(named), name=label, label=label)
+            else:
+                roles = {"task": named.task, "language": named.language}
+                found = {role: names.parse(expert).roles for role, expert in roles.items() if expert is not None}
+                for role, meant in found.items():
+                    if list(meant) != [role]:
+                        raise ComposeError(f"{role}: {quoted(roles[role])} is not a {role} expert")
+                task, language = (found.get(role, {}).get(role) for role in ("task", "language"))
+                compositions[label] = Composition(label, task, language, label=label)
+    return Names(kinds, aliases, compositions)
+
+
+def directory(root: Path, location: Location) -> Path:
+    """Where a checkpoint is on this machine, downloaded first if it comes from the hub. Raises ComposeError."""
+    if location.path is not None:
+        return root / Path(location.path).expanduser()
+    try:
+        return Path(huggingface_hub.snapshot_download(location.hub, revision=location.revision, allow_patterns=FILES))
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ComposeError(f"{location.hub} at {location.revision}: cannot be downloaded: {reason}") from error
+
+
+@contextmanager
+def collecting(problems: list[str], key: str) -> Iterator[None]:
+    """Adds a ComposeError to `problems` and goes on."""
+    try:
+        yield
+    except ComposeError as error:
+        problems.append(f"{key}: {error}")

@@ -1,0 +1,1 @@
+"""Pages in an engine's memory."""

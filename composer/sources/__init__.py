@@ -1,0 +1,1 @@
+"""What tensors are read from, and what experts are stored in."""

@@ -1,0 +1,72 @@
+"""source: what the tensors of a base or an expert are read through, whatever files they are in."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from layerloom.composer.errors import ComposeError
+
+from .adapter import CONFIG as ADAPTER
+from .adapter import Adapter
+from .archive import Archive
+from .checkpoint import INDEX, SINGLE, Checkpoint, TensorInfo
+from .manifest import METADATA
+from .tensorfile import TensorFile
+
+
+class Source(Protocol):
+    """A checkpoint, or an archive or adapter on its base: all tensors of a model by name."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def config(self) -> Mapping[str, Any]: ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """What there is; `file` is where a tensor, or its difference from the base's, is stored."""
+
+    @property
+    def revision(self) -> str:
+        """New when a file is rewritten."""
+
+    @property
+    def depth(self) -> int:
+        """How many decoder layers there are."""
+
+    @property
+    def stem(self) -> tuple[str, ...]:
+        """The names of all tensors outside the decoder layers, sorted."""
+
+    def layer(self, index: int) -> tuple[str, ...]:
+        """The names of the tensors in decoder layer `index`, sorted."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor on the CPU."""
+
+
+def open_source(path: Path, base: Checkpoint) -> Source:
+    """An expert of this base, of the kind its files show. Raises ComposeError.
+
+    A directory with model.safetensors (or its index) is a checkpoint, one with adapter_config.json a PEFT LoRA adapter,
+    a .safetensors file a delta archive. So is a directory with such a file alone, which is how one comes from the hub.
+    """
+    if path.exists() and not path.is_dir():
+        return Archive(path, base)
+    if path.is_dir() and not any((path / name).exists() for name in (SINGLE, INDEX)):
+        if (path / ADAPTER).exists():
+            return Adapter(path, base)
+        files = [file for file in path.glob("*.safetensors") if is_archive(file)]
+        if len(files) == 1:
+            return Archive(files[0], base)
+        if files:
+            raise ComposeError(f"{path}: has {len(files)} archives; name one of them")
+    return Checkpoint(path)
+
+
+def is_archive(file: Path) -> bool:
+    """Whether a safetensors file says that it is a delta archive. Raises ComposeError when it cannot be read."""
+    return METADATA in TensorFile(file).metadata

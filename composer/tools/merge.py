@@ -1,0 +1,161 @@
+"""merge: a composition written as a checkpoint, and compared with one. The reference for everything served."""
+
+import json
+import math
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from layerloom.composer.errors import ComposeError
+from layerloom.composer.family.family import Family
+from layerloom.composer.family.plan import Blend, Plan, kind_of
+from layerloom.composer.sources.checkpoint import INDEX, SINGLE, Checkpoint, TensorInfo, layer_of
+from layerloom.kernels import compose
+
+MAX_SHARD_BYTES = 5_000_000_000
+WIDTHS = {"BF16": 2, "F16": 2, "F32": 4}
+INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+SIDECARS = (".json", ".jinja", ".model", ".txt", ".tiktoken")
+"""Config, generation config, tokenizer and chat template; the base's, which are what a composition is served with."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A tensor in which a checkpoint is not the composition, and how many of its elements differ."""
+
+    tensor: str
+    reason: str
+    count: int
+
+
+def tensors(family: Family, plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of the composition by name, of the base's shape and dtype. Not to be written to."""
+    for name in family.base.tensors:
+        yield name, tensor(family, plan, name)
+
+
+def tensor(family: Family, plan: Plan, name: str) -> torch.Tensor:
+    """One tensor of the composition, of the base's shape and dtype."""
+    return blended(blend_for(plan, name), lambda source: family.checkpoint(source).read(name))
+
+
+def blended(blend: Blend, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
+    """One tensor of a composition from those that `read` gives for an expert's name, or "base"."""
+    if not blend:
+        return read("base")
+    sources = [read(expert) for expert, _ in blend]
+    weights = [weight for _, weight in blend]
+    if weights == [1.0]:
+        return sources[0]
+    base = None if sum(weights) == 1.0 else read("base")
+    return compose(torch.empty_like(sources[0]), base, sources, weights)
+
+
+def blend_for(plan: Plan, name: str) -> Blend:
+    """The blend of one tensor, from its Hugging Face name."""
+    layer = layer_of(name)
+    return plan.stem if layer is None else plan.layers[layer].of(kind_of(name))
+
+
+def merge(family: Family, name: str, out: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> Path:
+    """Writes a composition as an ordinary Hugging Face checkpoint and returns its directory.
+
+    At most a shard is in memory. The directory appears when it is complete. Raises ComposeError when `out`
+    exists and is not an empty directory, or cannot be written.
+    """
+    plan = family.plan(name)
+    out = Path(out).expanduser().absolute()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ComposeError(f"{out}: exists and is not an empty directory")
+    partial = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
+    try:
+        partial.mkdir(parents=True)
+        for file in sorted(family.base.path.iterdir()):
+            if file.is_file() and file.suffix in SIDECARS and not file.name.endswith(".index.json"):
+                shutil.copyfile(file, partial / file.name)
+        _write_shards(family, plan, partial, max_shard_bytes)
+        partial.rename(out)
+    except (OSError, SafetensorError) as error:
+        raise ComposeError(f"{out}: cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def verify(family: Family, name: str, against: Path) -> list[Difference]:
+    """Compares a composition with a checkpoint, bit by bit; empty when they are equal. Raises ComposeError."""
+    plan = family.plan(name)
+    checkpoint = Checkpoint(Path(against).expanduser().absolute())
+    found = [_difference(family, plan, checkpoint, tensor_name) for tensor_name in family.base.tensors]
+    extra = sorted(checkpoint.tensors.keys() - family.base.tensors.keys())
+    return [difference for difference in found if difference is not None] + [
+        Difference(tensor_name, "extra: the composition has no such tensor", _numel(checkpoint.tensors[tensor_name]))
+        for tensor_name in extra
+    ]
+
+
+def _difference(family: Family, plan: Plan, checkpoint: Checkpoint, name: str) -> Difference | None:
+    ours, theirs = family.base.tensors[name], checkpoint.tensors.get(name)
+    if theirs is None:
+        return Difference(name, "missing", _numel(ours))
+    for field in ("dtype", "shape"):
+        mine, other = getattr(ours, field), getattr(theirs, field)
+        if mine != other:
+            return Difference(name, f"{field} {other}, the composition's is {mine}", _numel(ours))
+    wanted, stored = tensor(family, plan, name), checkpoint.read(name)
+    # As integers, because a NaN is not equal to itself and 0.0 is equal to -0.0.
+    integer = INTEGERS[wanted.element_size()]
+    differing = wanted.view(integer) != stored.view(integer)
+    count = int(differing.sum())
+    if not count:
+        return None
+    first = tuple(int(i) for i in differing.nonzero()[0])
+    return Difference(name, f"{count} of {wanted.numel()} elements differ, the first at {first}", count)
+
+
+def _write_shards(family: Family, plan: Plan, directory: Path, max_shard_bytes: int) -> None:
+    shards = _shards(family.base, max_shard_bytes)
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file({name: tensor(family, plan, name) for name in names}, directory / file, {"format": "pt"})
+        # safetensors makes a file that only its owner can read.
+        (directory / file).chmod((directory / "config.json").stat().st_mode)
+        weight_map |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        total = sum(_bytes(info) for info in family.base.tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _shards(checkpoint: Checkpoint, max_bytes: int) -> list[list[str]]:
+    """The tensors in the order of the layers, cut so that no shard is larger, unless one tensor alone is."""
+
+    def place(name: str) -> tuple[int, str]:
+        layer = layer_of(name)
+        return (-1 if layer is None else layer, name)
+
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name in sorted(checkpoint.tensors, key=place):
+        more = _bytes(checkpoint.tensors[name])
+        if shards[-1] and size + more > max_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += more
+    return shards
+
+
+def _numel(info: TensorInfo) -> int:
+    return math.prod(info.shape)
+
+
+def _bytes(info: TensorInfo) -> int:
+    return _numel(info) * WIDTHS[info.dtype]

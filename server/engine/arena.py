@@ -1,0 +1,284 @@
+"""arena: pages as views of one tensor on the device, found by ids that kernels read from buffers (a GPU's way).
+
+What changes from step to step is in those buffers, so a CUDA graph captured once serves every mix of compositions. On a
+CPU the same code runs with torch's twins of the kernels; packed.py is faster there.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from vllm.distributed import get_tensor_model_parallel_world_size
+from vllm.model_executor.layers.layernorm import GemmaRMSNorm
+from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+
+from layerloom.composer import ComposeError
+from layerloom.composer.pages.arena import Arena
+from layerloom.composer.sources.codecs import Codec, Parts
+from layerloom.kernels import delta_linear, paged_embedding, paged_linear, paged_rms_norm
+from layerloom.kernels.delta import Delta, Dense
+
+from .batch import AnyPage, ArenaPage, Batch, DeltaPage
+from .paged import NORMS, Norm, Slot, page_norm
+from .parts import ALIGNMENT, aligned
+from .parts import Parts as ModelParts
+
+Place = tuple[torch.dtype, int, tuple[int, ...]]
+"""(dtype, first byte within the page, shape) of one part of a matrix's delta."""
+
+
+class ArenaSlot(Slot):
+    """A module whose parameters are at fixed places within a page of its part."""
+
+    def __init__(self, name: str, module: nn.Module, batch: Batch, part: int, weight: torch.Tensor) -> None:
+        super().__init__(name, module)
+        self.batch = batch
+        self.part = part
+        self.weight = weight
+        self.bias: torch.Tensor | None = None
+        self.stock: nn.Module | None = None
+        self.tiles = batch.tiles(part)
+        self.rows = batch.rows(part)
+        self.deltas: dict[Codec, Delta] = {}
+        self.delta_tiles = batch.delta_tiles(part)
+
+    def linear(self, x: torch.Tensor, with_bias: bool) -> torch.Tensor:
+        page, bias = self.batch.single[self.part], self.bias if with_bias else None
+        if page is not None:
+            return torch.nn.functional.linear(x, self.weight[page.id], None if bias is None else bias[page.id])
+        y = paged_linear(x, self.weight, self.tiles, bias, self.rows)
+        for codec, delta in self.deltas.items():
+            if self.batch.deltas[codec].live:
+                delta_linear(y, x, delta, self.delta_tiles[codec])
+        return y
+
+    def embedding(self, ids: torch.Tensor) -> torch.Tensor:
+        page = self.batch.single[self.part]
+        if page is not None:
+            return torch.nn.functional.embedding(ids, self.weight[page.id])
+        return paged_embedding(ids, self.weight, self.rows)
+
+    def norm(self, stock: Norm, x: torch.Tensor, residual: torch.Tensor | None) -> Any:
+        page = self.batch.single[self.part]
+        if page is not None:
+            self.stock.weight.data = self.weight[page.id]
+            return self.stock(x) if residual is None else self.stock(x, residual)
+        plus_one = isinstance(self.module, GemmaRMSNorm)
+        y, z = paged_rms_norm(x, self.weight, self.rows, self.module.variance_epsilon, residual, plus_one)
+        return y if residual is None else (y, z)
+
+    def norm_weight(self, x: torch.Tensor) -> torch.Tensor:
+        pages = self.rows.pages[self.rows.slots[: x.shape[0]].clamp(min=0).long()].clamp(min=0)
+        return self.weight[pages.long()].view(x.shape[0], *(1,) * (x.dim() - 2), -1)
+
+
+class ArenaPages(ModelParts):
+    """The bank's engine (layerloom.composer.pages.bank.Engine): base and compositions in one arena.
+
+    A batch has at most `slots` compositions and `rows` tokens. `codecs` are those under which layers may be kept as
+    deltas. Raises ComposeError when the model's parameters are of more than one dtype.
+    """
+
+    reads_ahead = True
+
+    def __init__(self, model: nn.Module, depth: int, slots: int, rows: int, codecs: Iterable[Codec]) -> None:
+        super().__init__(model, depth)
+        parameters = [span.parameter for part in self.parts for span in part.spans]
+        dtypes = {parameter.dtype for parameter in parameters}
+        if len(dtypes) != 1:
+            raise ComposeError(f"an arena holds numbers of one dtype, and the model has {sorted(map(str, dtypes))}")
+        (self.dtype,) = dtypes
+        self.device = parameters[0].device
+        self.codecs = sorted(codecs, key=repr)
+        if self.device.type == "cuda":
+            self._copies = torch.cuda.Stream(self.device)
+        self._tokens = Batch(rows, depth + 1, slots, self.codecs, self.device)
+        self._head = Batch(rows, 1, slots, (), self.device)
+
+    def reserve(self, memory: int) -> None:
+        """Makes the arena, with `memory` bytes for compositions, and moves the base into it."""
+        # By way of the host, because a GPU may have no room for it twice.
+        host = [[span.parameter.data.cpu() for span in part.spans] for part in self.parts]
+        for part in self.parts:
+            for span in part.spans:
+                span.parameter.data = span.parameter.data.new_empty(0)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        parts = range(len(self.parts))
+        self.arena = Arena(sum(self.bytes(part) for part in parts) + memory, self.device)
+        self._base = [self.room(part, self.dtype) for part in parts]
+        for part, page, tensors in zip(self.parts, self._base, host, strict=True):
+            for span, tensor in zip(part.spans, tensors, strict=True):
+                span.parameter.data = page.flat[span.start : span.end].view(span.shape)
+                span.parameter.data.copy_(tensor)
+        for index, part in enumerate(self.parts):
+            for name, module in part.modules.items():
+                self._add(index, name, module)
+
+    def _add(self, part: int, name: str, module: nn.Module) -> None:
+        def slot(batch: Batch, row: int) -> ArenaSlot:
+            made = ArenaSlot(name, module, batch, row, self._view(part, module.weight))
+            bias = module._parameters.get("bias")
+            if bias is not None:
+                made.bias = self._view(part, bias)
+            return made
+
+        if isinstance(module, NORMS):
+            made = slot(self._tokens, part)
+            # The module's own weight is for loading, which may go on while a step runs.
+            made.stock = deepcopy(module)
+            page_norm(module, made)
+            return
+        module.layerloom_slot = slot(self._tokens, part)
+        for codec in self.codecs if part < self.depth else ():
+            places = self._delta_places(part, codec)[self.parts[part].span(module.weight).name]
+            views = {name: self.arena.view(dtype, offset, shape) for name, (dtype, offset, shape) in places.items()}
+            module.layerloom_slot.deltas[codec] = codec.delta(views, module.weight.shape[-1])
+        if isinstance(module, VocabParallelEmbedding):
+            module.layerloom_head = slot(self._head, 0)
+
+    def _view(self, part: int, parameter: nn.Parameter) -> torch.Tensor:
+        span = self.parts[part].span(parameter)
+        return self.arena.view(self.dtype, span.start * self.dtype.itemsize, span.shape)
+
+    @property
+    def generation(self) -> int:
+        return self.arena.generation
+
+    @property
+    def free(self) -> int:
+        return self.arena.free
+
+    def bytes(self, part: int) -> int:
+        return self.size(part) * self.dtype.itemsize
+
+    def room(self, part: int, dtype: torch.dtype) -> ArenaPage:
+        size = self.size(part)
+        return ArenaPage(self.arena, self.arena.allocate(size * dtype.itemsize), dtype, size)
+
+    def _delta_places(self, part: int, codec: Codec) -> dict[str, dict[str, Place]]:
+        """Where in a page of deltas the parts of each matrix are; the vectors are where they are in every page."""
+        spans = self.parts[part].spans
+        end = max((aligned(span.end) for span in spans if len(span.shape) < 2), default=0) * self.dtype.itemsize
+        places: dict[str, dict[str, Place]] = {}
+        for span in spans:
+            if len(span.shape) < 2:
+                continue
+            for name, (dtype, shape) in codec.stacked(span.shape, self.dtype, len(self.stacked_in(span))).items():
+                places.setdefault(span.name, {})[name] = (dtype, end, shape)
+                end += aligned(math.prod(shape)) * dtype.itemsize
+        return places
+
+    def delta_bytes(self, part: int, codec: Codec) -> int | None:
+        # A rank's share of a row of words is no run of words where K is cut within a tile.
+        if part == self.depth or get_tensor_model_parallel_world_size() > 1:
+            return None
+        places = [place for parts in self._delta_places(part, codec).values() for place in parts.values()]
+        return max((end + aligned(math.prod(shape)) * dtype.itemsize for dtype, end, shape in places), default=0)
+
+    def fill_deltas(
+        self,
+        part: int,
+        codec: Codec,
+        host: torch.Tensor,
+        vectors: Iterable[tuple[str, torch.Tensor]],
+        matrices: Mapping[str, Parts],
+    ) -> None:
+        spans = [span for span in self.parts[part].spans if len(span.shape) < 2]
+        flat = host[: max((span.end for span in spans), default=0) * self.dtype.itemsize].view(self.dtype)
+        self.load(spans, [flat[span.start : span.end].view(span.shape) for span in spans], vectors)
+        spans = [span for span in self.parts[part].spans if len(span.shape) > 1]
+        into = {
+            span.name: {
+                name: host[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape[0], -1)
+                for name, (dtype, start, shape) in self._delta_places(part, codec)[span.name].items()
+            }
+            for span in spans
+        }
+        for name in codec.common:
+            for places in into.values():
+                places[name].zero_()
+        by_rows: dict[str, dict[str, torch.Tensor]] = {}
+        for matrix, parts in matrices.items():
+            span, index, count = self.place(part, matrix)
+            for name, tensor in codec.stack(parts, index, count).items():
+                if name in codec.common:
+                    into[span.name][name] += tensor
+                else:
+                    by_rows.setdefault(name, {})[matrix] = tensor.view(len(tensor), -1)
+        for name, tensors in by_rows.items():
+            # vLLM's loaders take a matrix, of any width: a row of words stands where the row of numbers would.
+            self.load(spans, [into[span.name][name] for span in spans], tensors.items())
+
+    def keeps_deltas(self, codec: Codec) -> bool:
+        return codec in self.codecs
+
+    def deltas(self, part: int, page: DeltaPage) -> list[Delta]:
+        places = self._delta_places(part, page.codec)
+        start = min(span.start for span in self.parts[part].spans if span.name in places)
+        vectors = self.arena.flat(page.region, self.dtype, start)
+        found: list[Delta] = [Dense(vectors)]
+        for span in self.parts[part].spans:
+            if span.name not in places:
+                continue
+            views = {
+                name: self.arena.view(dtype, offset, shape)[page.id]
+                for name, (dtype, offset, shape) in places[span.name].items()
+            }
+            found.append(page.codec.delta(views, span.shape[-1]))
+            if span.end % ALIGNMENT:
+                # Between parameters any numbers will do.
+                found.append(Dense(self.base(part)[: aligned(span.end) - span.end]))
+        return found
+
+    def upload_deltas(self, part: int, codec: Codec, host: torch.Tensor) -> DeltaPage:
+        page = DeltaPage(self._base[part], codec, self.arena.allocate(len(host)))
+        self._copy(self.arena.flat(page.region, torch.uint8, len(host)), host)
+        return page
+
+    def host(self, size: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(size, dtype=dtype, pin_memory=self.device.type == "cuda")
+
+    def upload(self, part: int, host: torch.Tensor) -> ArenaPage:
+        page = self.room(part, host.dtype)
+        self._copy(page.flat, host)
+        return page
+
+    def _copy(self, device: torch.Tensor, host: torch.Tensor) -> None:
+        """On a stream of its own, past the step that runs; `host` may be used again when it returns."""
+        if self.device.type != "cuda":
+            device.copy_(host)
+            return
+        # That step may still read what was here before.
+        self._copies.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._copies):
+            device.copy_(host, non_blocking=True)
+        self._copies.synchronize()
+
+    def keeps_base(self, dtype: torch.dtype) -> bool:
+        return dtype == self.dtype
+
+    def base(self, part: int) -> torch.Tensor:
+        return self._base[part].flat
+
+    def seal(self, part: int, room: ArenaPage) -> ArenaPage:
+        if room.dtype == self.dtype:
+            return room
+        page = self.room(part, self.dtype)
+        page.flat.copy_(room.flat)
+        return page
+
+    def base_page(self, part: int) -> ArenaPage:
+        return self._base[part]
+
+    def route(self, compositions: Sequence[Sequence[AnyPage]], position: np.ndarray, replayed: bool = False) -> None:
+        self._tokens.route(compositions, position, replayed)
+
+    def route_head(
+        self, compositions: Sequence[Sequence[AnyPage]], position: np.ndarray, replayed: bool = False
+    ) -> None:
+        self._head.route([pages[-1:] for pages in compositions], position, replayed)

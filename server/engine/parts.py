@@ -1,0 +1,156 @@
+"""parts: the decoder layers and the stem of a loaded vLLM model, and the flat pages their parameters make."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from threading import Lock
+
+import torch
+from torch import nn
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    UnquantizedEmbeddingMethod,
+    VocabParallelEmbedding,
+)
+
+from layerloom.composer.errors import ComposeError
+from layerloom.composer.family.plan import kind_of
+from layerloom.composer.sources.checkpoint import layer_of
+
+from .paged import NORMS, PagedEmbeddingMethod, PagedLinearMethod
+
+ALIGNMENT = 128
+"""Every parameter starts at a multiple of this many numbers, so that kernels read it in whole lines."""
+
+
+@dataclass
+class Span:
+    """One parameter's place in its part's flat page."""
+
+    name: str
+    parameter: nn.Parameter
+    shape: torch.Size
+    start: int
+    end: int
+
+
+@dataclass
+class Part:
+    """A decoder layer or the stem: its paged modules by name and their parameters, vectors before matrices."""
+
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    spans: list[Span] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        return aligned(self.spans[-1].end) if self.spans else 0
+
+    def span(self, parameter: nn.Parameter) -> Span:
+        return next(span for span in self.spans if span.parameter is parameter)
+
+
+class Parts:
+    """The decoder layers in order, then the stem.
+
+    Raises ComposeError naming every module that has weights of a kind that cannot be paged.
+    """
+
+    def __init__(self, model: nn.Module, depth: int) -> None:
+        self.model = model
+        self.depth = depth
+        self._loading = Lock()
+        self.parts = [Part() for _ in range(depth + 1)]
+        self.tables = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
+        for table in self.tables:
+            # Some models (Gemma 2) build their table without the quantization config; its weight is still there.
+            if type(table.quant_method) is UnquantizedEmbeddingMethod:
+                table.quant_method = PagedEmbeddingMethod()
+            table.layerloom_tied = not any(isinstance(other, ParallelLMHead) for other in self.tables)
+        refuse(model)
+        found: list[dict[int, tuple[str, nn.Parameter, torch.Size]]] = [{} for _ in self.parts]
+        seen: set[int] = set()
+        for name, module in model.named_modules():
+            parameters = dict(module.named_parameters(recurse=False))
+            if not parameters:
+                continue
+            layer = layer_of(f"{name}.")
+            index = depth if layer is None else layer
+            self.parts[index].modules[name] = module
+            for leaf, parameter in parameters.items():
+                if id(parameter) not in seen:
+                    # A packed weight has left an empty parameter behind; its shape is kept beside it.
+                    shape = getattr(module, "layerloom_shape", None) if leaf == "weight" else None
+                    found[index][id(parameter)] = (f"{name}.{leaf}", parameter, shape or parameter.shape)
+                    seen.add(id(parameter))
+        for part, parameters in zip(self.parts, found, strict=True):
+            for name, parameter, shape in sorted(parameters.values(), key=lambda entry: len(entry[2]) > 1):
+                start = part.size
+                part.spans.append(Span(name, parameter, shape, start, start + shape.numel()))
+
+    def size(self, part: int) -> int:
+        return self.parts[part].size
+
+    def spans(self, part: int, kind: str) -> Sequence[tuple[int, int]]:
+        return [(span.start, span.end) for span in self.parts[part].spans if kind_of(span.name) == kind]
+
+    def stacked_in(self, span: Span) -> Sequence[str]:
+        """The modules of a checkpoint whose matrices vLLM keeps in this one, one under the other."""
+        _, module, _ = f".{span.name}".rsplit(".", 2)
+        return getattr(self.model, "packed_modules_mapping", {}).get(module, [module])
+
+    def place(self, part: int, name: str) -> tuple[Span, int, int]:
+        """Where vLLM keeps a matrix of a layer, by its Hugging Face name; which of how many it is there."""
+
+        def within_layer(path: str) -> str:
+            return path.rpartition(f".{part}.")[2]
+
+        path, module, _ = name.rsplit(".", 2)
+        for span in self.parts[part].spans:
+            own, _, _ = span.name.rsplit(".", 2)
+            if len(span.shape) > 1 and module in self.stacked_in(span) and within_layer(own) == within_layer(path):
+                return span, self.stacked_in(span).index(module), len(self.stacked_in(span))
+        raise ComposeError(f"{type(self.model).__name__} has no place for {name}")
+
+    def fill(self, part: int, flat: torch.Tensor, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        spans = self.parts[part].spans
+        self.load(spans, [flat[span.start : span.end].view(span.shape) for span in spans], tensors)
+
+    def load(
+        self, spans: Sequence[Span], into: Sequence[torch.Tensor], tensors: Iterable[tuple[str, torch.Tensor]]
+    ) -> None:
+        """Lets vLLM load `tensors`, by their Hugging Face names, into `into` in place of the spans' parameters."""
+        with self._loading:
+            before = [span.parameter.data for span in spans]
+            try:
+                for span, data in zip(spans, into, strict=True):
+                    span.parameter.data = data
+                loaded = self.model.load_weights(iter(tensors))
+            finally:
+                for span, data in zip(spans, before, strict=True):
+                    span.parameter.data = data
+        missing = {span.name for span in spans} - set(loaded)
+        if missing:
+            raise ComposeError(f"vLLM loaded nothing into {', '.join(sorted(missing))} from the expert's checkpoint")
+
+
+def refuse(model: nn.Module) -> None:
+    """Raises ComposeError naming the modules whose weights cannot be paged."""
+
+    def can_be_paged(module: nn.Module) -> bool:
+        if isinstance(module, NORMS):
+            return getattr(module, "variance_size_override", None) is None
+        return isinstance(getattr(module, "quant_method", None), (PagedLinearMethod, PagedEmbeddingMethod))
+
+    problems = [
+        f"{name} ({type(module).__name__})"
+        for name, module in model.named_modules()
+        if dict(module.named_parameters(recurse=False)) and not can_be_paged(module)
+    ]
+    if problems:
+        raise ComposeError(
+            f"{type(model).__name__} has weights that cannot be paged: {', '.join(problems)}. layerloom pages "
+            "linear layers, token embeddings, output heads and RMSNorm of unquantised dense decoders."
+        )
+
+
+def aligned(count: int) -> int:
+    return -(-count // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,370 @@
+"""Files that change while they are open: what is read is what was there at first, or an error; nothing else, ever."""
+
+import copy
+import json
+import os
+import pickle
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from tiny import make_tensors, write_checkpoint
+
+from layerloom.composer import Archive, Checkpoint, ComposeError, Family, extract
+from layerloom.composer.sources.tensorfile import TensorFile
+
+BEFORE, LATER = "model.layers.0.mlp.up_proj.weight", "model.layers.7.mlp.up_proj.weight"
+
+
+@pytest.fixture
+def path(tmp_path):
+    write_checkpoint(tmp_path / "model", make_tensors(0))
+    return tmp_path / "model" / "model.safetensors"
+
+
+@pytest.fixture
+def old(path):
+    return Path(shutil.copy2(path, path.with_name("old")))
+
+
+@pytest.fixture
+def new(tmp_path):
+    write_checkpoint(tmp_path / "new", make_tensors(1))
+    return tmp_path / "new" / "model.safetensors"
+
+
+def rewrite(path, source):
+    with path.open("r+b") as file:
+        file.write(source.read_bytes())
+
+
+def with_its_time(change, path, *args):
+    times = path.stat()
+    change(path, *args)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def bit(path, tensor, at=0):
+    """Another lowest bit in one number of one tensor."""
+    with path.open("r+b") as file:
+        file.seek(TensorFile(path).tensors[tensor].start + at)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+
+
+CHANGES = {
+    "cut short": lambda path, new: os.truncate(path, 3000),
+    "emptied": lambda path, new: os.truncate(path, 0),
+    "emptied and written": lambda path, new: path.write_bytes(new.read_bytes()),
+    "written over": rewrite,
+    "written over, with its time": lambda path, new: with_its_time(rewrite, path, new),
+    "copied over": lambda path, new: shutil.copyfile(new, path),
+    "copied over with the other's time": lambda path, new: shutil.copy2(new, path),
+    "written over with zeros": lambda path, new: path.write_bytes(bytes(path.stat().st_size)),
+}
+HARMLESS = {
+    "mode": lambda path, new: path.chmod(0o640),
+    "link": lambda path, new: path.with_name("link").hardlink_to(path),
+    "renamed": lambda path, new: path.rename(path.with_name("renamed")),
+    "deleted": lambda path, new: path.unlink(),
+    "replaced": lambda path, new: os.replace(new, path),
+    "put back with its time": lambda path, new: with_its_time(put_back, path, new),
+}
+NEW_TIME = {
+    "touched": lambda path, new: os.utime(path),
+    "added to": lambda path, new: path.write_bytes(path.read_bytes() + b"more"),
+    "put back": lambda path, new: put_back(path, new),
+}
+
+
+def put_back(path, new):
+    content = path.read_bytes()
+    rewrite(path, new)
+    path.write_bytes(content)
+
+
+def refused(checkpoint, name):
+    with pytest.raises(ComposeError, match=r"model/model.safetensors: was written to after it was opened \(.*Put") as e:
+        checkpoint.read(name)
+    assert str(pickle.loads(pickle.dumps(e.value))) == str(e.value)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_other_content_is_refused(path, old, new, change):
+    checkpoint, wanted = Checkpoint(path.parent), make_tensors(0)
+    assert torch.equal(checkpoint.read(BEFORE), wanted[BEFORE])
+    CHANGES[change](path, new)
+    for name in (BEFORE, LATER, BEFORE):
+        refused(checkpoint, name)
+    shutil.copy2(old, path)  # in place, and with its time
+    for name in wanted:
+        assert torch.equal(checkpoint.read(name), wanted[name])
+
+
+@pytest.mark.parametrize("change", HARMLESS)
+def test_what_leaves_the_content_as_it_was(path, new, change):
+    checkpoint, wanted = Checkpoint(path.parent), make_tensors(0)
+    assert torch.equal(checkpoint.read(BEFORE), wanted[BEFORE])
+    HARMLESS[change](path, new)
+    for name in wanted:
+        assert torch.equal(checkpoint.read(name), wanted[name])
+
+
+@pytest.mark.parametrize("change", NEW_TIME)
+def test_a_new_time_is_forgiven_where_the_content_is_known(path, new, change):
+    checkpoint, wanted = Checkpoint(path.parent), make_tensors(0)
+    assert torch.equal(checkpoint.read(BEFORE), wanted[BEFORE])
+    NEW_TIME[change](path, new)
+    assert torch.equal(checkpoint.read(BEFORE), wanted[BEFORE])
+    refused(checkpoint, LATER)
+
+
+def test_one_bit_of_one_tensor(path):
+    checkpoint, wanted = Checkpoint(path.parent), make_tensors(0)
+    for name in wanted:
+        checkpoint.read(name)
+    with_its_time(bit, path, BEFORE)
+    refused(checkpoint, BEFORE)
+    assert torch.equal(checkpoint.read(LATER), wanted[LATER])
+
+
+def test_a_write_right_after_opening_is_seen(path, new):
+    """However coarse the clock of files is: had it not moved on, the new content would have the old time."""
+    contents = [path.read_bytes(), new.read_bytes()]
+    for turn in range(50):
+        path.write_bytes(contents[turn % 2])
+        checkpoint = Checkpoint(path.parent)
+        path.write_bytes(contents[1 - turn % 2])
+        refused(checkpoint, BEFORE)
+
+
+def test_an_archive_an_adapter_and_their_base(root):
+    extract(root / "base", root / "math", root / "math.safetensors")
+    os.truncate(root / "math" / "model.safetensors", 0)
+    base = Checkpoint(root / "base")
+    archive = Archive(root / "math.safetensors", base)
+    rewrite(root / "math.safetensors", root / "base" / "model.safetensors")
+    with pytest.raises(ComposeError, match=r"math.safetensors: was written to"):
+        archive.read(BEFORE)
+    os.truncate(root / "base" / "model.safetensors", 9)
+    with pytest.raises(ComposeError, match=r"base/model.safetensors: was written to"):
+        archive.read(BEFORE)
+
+
+CUT = """
+import os, sys; from pathlib import Path; from layerloom.composer import Checkpoint, ComposeError
+path = Path(sys.argv[1]); checkpoint = Checkpoint(path.parent)
+for size in (path.stat().st_size - 1, 4096, 100, 0):
+    os.truncate(path, size)
+    for name in checkpoint.tensors:
+        try: checkpoint.read(name)
+        except ComposeError: continue
+        sys.exit(f"{name} was read from {size} bytes")
+print("alive")
+"""
+
+
+def test_a_file_cut_short_does_not_end_the_process(path):
+    run = subprocess.run([sys.executable, "-c", CUT, path], capture_output=True, text=True, timeout=300)
+    assert (run.returncode, run.stdout) == (0, "alive\n"), run.stderr
+
+
+def test_threads_read_while_a_file_is_written(tmp_path):
+    """What is read is the old content or an error, and the old content again when the writer has put it back."""
+    first, second = (torch.full((512, 2048), value, dtype=torch.int16) for value in (1, 2))
+    path, written = tmp_path / "a.safetensors", {}
+    for value, tensor in enumerate((first, second), 1):
+        save_file({f"t{i}": tensor + 16 * i for i in range(6)}, path)
+        written[value] = path.read_bytes()
+    path.write_bytes(written[1])
+    file, end, counts = TensorFile(path), time.monotonic() + 4.0, {"read": 0, "refused": 0}
+    wrong: list[str] = []
+    file.read("t0")
+
+    def read(number):
+        while time.monotonic() < end:
+            for i in range(number % 2, 6):
+                try:
+                    tensor = file.read(f"t{i}")
+                except ComposeError:
+                    counts["refused"] += 1
+                    continue
+                counts["read"] += 1
+                if not bool((tensor == 1 + 16 * i).all()):
+                    wrong.append(f"t{i}")
+
+    threads = [threading.Thread(target=read, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    turn = 0
+    while time.monotonic() < end:
+        turn += 1
+        if turn % 4 == 0:
+            os.truncate(path, 3000)
+        with path.open("r+b") as out:
+            out.write(written[1 + turn % 2])
+        time.sleep(0.02)
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert min(counts.values()) > 10
+    path.write_bytes(written[1])
+    assert bool((file.read("t0") == 1).all())
+
+
+def test_what_was_read_is_not_written_over(tmp_path):
+    """Memory is used again only when nothing of the tensor is left, a view neither."""
+    save_file({f"t{i}": torch.full((1 << 20,), i, dtype=torch.float32) for i in range(6)}, tmp_path / "a.safetensors")
+    file = TensorFile(tmp_path / "a.safetensors")
+    kept = {name: file.read(name)[5:].view(torch.int32)[:7] for name in file.tensors}
+    for name in (*file.tensors, *file.tensors):
+        file.read(name)
+    assert all(bool((view.view(torch.float32) == float(name[1:])).all()) for name, view in kept.items())
+
+
+def special(kind, path):
+    path.unlink(missing_ok=True)
+    if kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    elif kind == "socket":
+        here = os.getcwd()
+        os.chdir(path.parent)  # a socket's path is short
+        try:
+            socket.socket(socket.AF_UNIX).bind(path.name)
+        finally:
+            os.chdir(here)
+    else:
+        path.symlink_to("/dev/zero")
+
+
+ADAPTER = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["FIFO", "socket", "device", "directory"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "family.yaml",
+        "base/config.json",
+        "math/config.json",
+        "base/model.safetensors",
+        "math/model.safetensors",
+        "math/model.safetensors.index.json",
+        "math.safetensors",
+        "math/other.safetensors",
+        "math/adapter_config.json",
+        "math/adapter_model.safetensors",
+        "base/tokenizer.json",
+        "math/tokenizer.json",
+    ],
+)
+def test_only_regular_files_are_opened(root, name, kind):
+    if name == "math.safetensors":
+        (root / "family.yaml").write_text((root / "family.yaml").read_text().replace("path: math", f"path: {name}"))
+    elif name in ("math/model.safetensors.index.json", "math/other.safetensors"):
+        (root / "math" / "model.safetensors").unlink()
+    elif "adapter" in name:
+        (root / "math" / "model.safetensors").unlink()
+        (root / "math" / "adapter_config.json").write_text(json.dumps(ADAPTER))
+    elif "tokenizer" in name:
+        shutil.copy(root / "base" / "tokenizer.json", root / "math")
+    special(kind, root / name)
+    if kind == "directory" and name in ("family.yaml", "base/tokenizer.json", "math.safetensors"):
+        return  # means something else, or nothing
+    reason = r"is an? \w+, not a regular file|is neither a file nor a directory"
+    with pytest.raises(ComposeError, match=rf"{name}: ({reason})"):
+        Family.load(root / "family.yaml")
+
+
+def test_a_sidecar_that_does_not_end(root):
+    with (root / "math" / "config.json").open("r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ComposeError, match=r"math/config.json: has more than 268,435,456 bytes"):
+        Family.load(root)
+
+
+def test_many_files_are_open_at_once(path):
+    """More than the soft limit allows, which is 1024 at most places."""
+    script = (
+        "import resource, sys; from pathlib import Path; from layerloom.composer import Checkpoint\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (60, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
+        "print(len([Checkpoint(Path(sys.argv[1])) for _ in range(100)]))"
+    )
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 200:
+        pytest.skip("few files may be open here")
+    run = subprocess.run([sys.executable, "-c", script, path.parent], capture_output=True, text=True, timeout=300)
+    assert run.stdout == "100\n", run.stderr
+
+
+def test_files_are_closed(path):
+    before = len(os.listdir("/dev/fd"))
+    for _ in range(20):
+        TensorFile(path)
+    assert len(os.listdir("/dev/fd")) == before
+
+
+def test_every_dtype(tmp_path):
+    dtypes = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16]
+    dtypes += [torch.int8, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2]
+    tensors = {str(dtype): (torch.arange(6) % 2).view(2, 3).to(dtype) for dtype in dtypes}
+    tensors |= {"scalar": torch.tensor(3.0), "empty": torch.empty(0, 5)}
+    save_file(tensors, tmp_path / "a.safetensors", {"format": "pt"})
+    file = TensorFile(tmp_path / "a.safetensors")
+    assert file.metadata == {"format": "pt"}
+    assert file.tensors.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        read = file.read(name)
+        assert (read.dtype, read.shape) == (tensor.dtype, tensor.shape)
+        assert torch.equal(read.view(-1).view(torch.uint8), tensor.view(-1).view(torch.uint8))
+
+
+A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+B = {"dtype": "BF16", "shape": [2, 1], "data_offsets": [8, 12]}
+VALUES = st.sampled_from(
+    [0, 1, 2, 4, 8, 12, -1, 1.0, True, None, "F16", "F4", "f32", "BOOL", [], [0], [4], [2, 2], [0, 8], [8, 0], [4, 12],
+     [0, 4], [4, 8], [0, 2**62], [2**64], [8, 12], {}, {"a": "b"}, {"a": 1}, A, B]
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_headers_are_taken_or_refused_as_by_the_library(tmp_path, data):
+    header = json.loads(json.dumps({"__metadata__": {"format": "pt"}, "a": A, "b": B}))
+    for _ in range(data.draw(st.integers(0, 3))):
+        where = data.draw(st.sampled_from([header, *(entry for entry in header.values() if isinstance(entry, dict))]))
+        key = data.draw(st.sampled_from(["__metadata__", "a", "b", "dtype", "shape", "data_offsets", "more"]))
+        if data.draw(st.booleans()):
+            where[key] = copy.deepcopy(data.draw(VALUES))
+        else:
+            where.pop(key, None)
+    text = json.dumps(header).encode() + b" " * data.draw(st.integers(0, 2))
+    size = data.draw(st.sampled_from([12, 12, 12, 8, 0, 4, 13]))
+    path = tmp_path / "a.safetensors"
+    path.unlink(missing_ok=True)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(size))
+    try:
+        with safe_open(path, "np") as file:
+            wanted = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError:
+        with pytest.raises(ComposeError, match=r"a.safetensors: "):
+            TensorFile(path)
+        return
+    found = TensorFile(path).tensors
+    assert {name: (e.dtype, list(e.shape)) for name, e in found.items()} == {
+        name: (part.get_dtype(), part.get_shape()) for name, part in wanted.items()
+    }
