@@ -21,6 +21,9 @@ OURS = "LAYERLOOM_ENGINE"
 
 TAKEN = ("model", "quantization", "worker_cls", "enable_lora", "additional_config", "lora_modules")
 
+READ_AS_OURS = (None, "auto", "hf", "safetensors")
+"""Load formats that say no more than what is so: a checkpoint in Hugging Face's format is read."""
+
 
 def prepare_environment() -> None:
     """What vLLM reads from the environment; set before an engine or a server is built."""
@@ -52,6 +55,8 @@ def engine_options(
     taken = [name for name in TAKEN if given.get(name)]
     if taken:
         raise ComposeError(f"layerloom sets {', '.join(taken)} itself: leave {'it' if len(taken) == 1 else 'them'} out")
+    if given.get("load_format") not in READ_AS_OURS:
+        raise ComposeError(f"layerloom reads the base itself: leave --load-format {given['load_format']} out")
     if (given.get("pipeline_parallel_size") or 1) > 1:
         raise ComposeError("layerloom does not run with pipeline parallelism: use --tensor-parallel-size")
     if given.get("speculative_config"):
@@ -85,6 +90,9 @@ def engine_options(
         **given,
         "model": str(family.base.path),
         "quantization": "layerloom",
+        "load_format": "layerloom",
+        # Not Mistral's own, which vLLM prefers where a directory has both.
+        "config_format": "hf",
         "worker_cls": f"layerloom.server.engine.worker.{'CPU' if cpu else 'GPU'}Worker",
         "enable_lora": True,
         "max_loras": max_loras,

@@ -97,6 +97,11 @@ class Family:
         """How many decoder layers the base, and so every composition, has."""
         return self.base.depth
 
+    @property
+    def notes(self) -> list[str]:
+        """What those who gave the files should know of how they are read."""
+        return [f"{name}: {expert.checkpoint.note}" for name, expert in self.experts.items() if expert.checkpoint.note]
+
     def names(self) -> list[str]:
         """Canonical names: base, every expert, every task+language pair, then the family's compositions."""
         return self._names.all()

@@ -1,11 +1,14 @@
 """fit: whether an expert is a fine-tune of the base, judged by headers, config and tokenizer."""
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from layerloom.composer.files import naming, open_file
-from layerloom.composer.sources.checkpoint import Checkpoint
+from layerloom.composer.sources.checkpoint import TABLE, Checkpoint
 from layerloom.composer.sources.source import Source
+
+from .plan import kind_of
 
 DTYPES = ("BF16", "F16", "F32")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model")
@@ -18,6 +21,12 @@ KEYS = (
     "tie_word_embeddings", "sliding_window", "use_sliding_window", "layer_types", "attention_bias", "mlp_bias",
     "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
 )  # fmt: skip
+
+SHOWN = 2
+"""How many tensors are named where many are wrong in the same way."""
+
+Problem = tuple[Path, str, str]
+"""A file, the tensor (or the place) in it, and what is wrong with that."""
 
 
 def base_problems(base: Checkpoint) -> list[str]:
@@ -33,12 +42,30 @@ def base_problems(base: Checkpoint) -> list[str]:
         for file in sorted(base.path.iterdir())
         if file.exists() and not file.is_file() and not file.is_dir()
     ]
-    problems += [
-        f"{info.file}: {name}: dtype {info.dtype} is none of {', '.join(DTYPES)}"
-        for name, info in sorted(base.tensors.items())
+    problems += _grouped(
+        (info.file, name, f"dtype {info.dtype} is none of {', '.join(DTYPES)}")
+        for name, info in base.tensors.items()
         if info.dtype not in DTYPES
-    ]
-    return problems
+    )
+    has_table = any(name.endswith(TABLE) for name in base.tensors)
+    if has_table and not any("head" in name for name in base.tensors) and not base.ties_embeddings:
+        problems.append(
+            f"{base.path}: has no lm_head.weight, and config.json does not tie it to the embedding; set "
+            "tie_word_embeddings to true if it is tied, or fetch the file that is missing"
+        )
+    return problems + _grouped(_mixed(base))
+
+
+def _mixed(base: Checkpoint) -> Iterator[Problem]:
+    """Where tensors of one kind, which are rounded as one, are of more than one dtype."""
+    for part in range(base.depth + 1):
+        of: dict[str, dict[str, str]] = {}
+        for name in base.stem if part == base.depth else base.layer(part):
+            of.setdefault(kind_of(name), {}).setdefault(base.tensors[name].dtype, name)
+        for kind, dtypes in of.items():
+            if len(dtypes) > 1:
+                place = "outside the layers" if part == base.depth else f"layer {part}"
+                yield base.path, place, f"{kind} tensors are of {' and '.join(sorted(dtypes))}; save them in one dtype"
 
 
 def expert_problems(base: Checkpoint, expert: Source) -> list[str]:
@@ -53,22 +80,39 @@ def expert_problems(base: Checkpoint, expert: Source) -> list[str]:
         problems.append(f"{config}: the expert is quantized; give the unquantized model")
     if expert.depth != base.depth:
         problems.append(f"{expert.path}: has {expert.depth} layers, the base {base.depth}")
-    for name in sorted(base.tensors.keys() | expert.tensors.keys()):
-        ours, theirs = base.tensors.get(name), expert.tensors.get(name)
-        if theirs is None:
-            problems.append(f"{expert.path}: {name}: is missing; the base has it")
-        elif ours is None:
-            problems.append(f"{theirs.file}: {name}: the base has no such tensor")
-        else:
-            if theirs.shape != ours.shape:
-                problems.append(f"{theirs.file}: {name}: shape {theirs.shape}, the base's is {ours.shape}")
-            if theirs.dtype != ours.dtype:
-                problems.append(f"{theirs.file}: {name}: dtype {theirs.dtype}, the base's is {ours.dtype}")
+    else:
+        problems += _grouped(_tensor_problems(base, expert))
     for file in TOKENIZERS:
         first, second = base.path / file, expert.path / file
         if first.exists() and second.exists() and _digest(first) != _digest(second):
             problems.append(f"{second}: is not the base's tokenizer: token ids may mean other text")
     return problems
+
+
+def _tensor_problems(base: Checkpoint, expert: Source) -> Iterator[Problem]:
+    for name in sorted(base.tensors.keys() | expert.tensors.keys()):
+        ours, theirs = base.tensors.get(name), expert.tensors.get(name)
+        if theirs is None:
+            yield expert.path, name, "is missing; the base has it"
+        elif ours is None:
+            yield theirs.file, name, "the base has no such tensor"
+        else:
+            if theirs.shape != ours.shape:
+                yield theirs.file, name, f"shape {theirs.shape}, the base's is {ours.shape}"
+            if theirs.dtype != ours.dtype:
+                yield theirs.file, name, f"dtype {theirs.dtype}, the base's is {ours.dtype}"
+
+
+def _grouped(problems: Iterable[Problem]) -> list[str]:
+    """A line for each cause: the file, the first tensors and how many more there are, and the reason."""
+    places: dict[tuple[str, str], tuple[Path, list[str]]] = {}
+    for file, place, reason in problems:
+        places.setdefault((str(file.parent), reason), (file, []))[1].append(place)
+    lines = []
+    for (_, reason), (file, found) in places.items():
+        more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        lines.append(f"{file}: {', '.join(found[:SHOWN])}{more}: {reason}")
+    return lines
 
 
 def _digest(file: Path) -> str:

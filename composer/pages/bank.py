@@ -6,12 +6,11 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from layerloom.composer.errors import ComposeError
 from layerloom.composer.family.family import Family
-from layerloom.composer.family.plan import KINDS, LayerBlend, Plan
+from layerloom.composer.family.plan import KINDS, LayerBlend, Plan, kind_of
 from layerloom.composer.sources.adapter import Adapter
 from layerloom.composer.sources.archive import Archive
-from layerloom.composer.sources.codecs import Codec, Parts
+from layerloom.composer.sources.codecs import DTYPES, Codec, Parts
 from layerloom.kernels import compose
 from layerloom.kernels.delta import Delta, Dense, size
 
@@ -23,9 +22,6 @@ Key = tuple[Part, LayerBlend, Codec | None]
 
 Hosts = dict[tuple[int, int, torch.dtype], torch.Tensor]
 """Memory that one page after another is read into, because fresh memory costs more than the work."""
-
-
-DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
 
 class Room(Protocol):
@@ -107,6 +103,7 @@ class Bank:
         self._changed: dict[tuple[Part, str], bool] = {}
         """Whether an expert changes a part; asked for all compositions whenever one is added."""
         self._staged: dict[Key, list[torch.Tensor]] = {}
+        self._rounded = [self._kinds(part) for part in range(family.depth + 1)]
         self._dtypes = [self._dtype(part) for part in range(family.depth + 1)]
         self._pages: WeakValueDictionary[Key, Any] = WeakValueDictionary()
 
@@ -175,13 +172,14 @@ class Bank:
         checkpoint = self.family.checkpoint(source)
         return checkpoint.stem if part == self.family.depth else checkpoint.layer(part)
 
+    def _kinds(self, part: Part) -> dict[str, torch.dtype]:
+        """The dtype each kind of tensor is rounded to: the checkpoint's, whatever the engine then computes in."""
+        return {kind_of(name): DTYPES[self.family.base.tensors[name].dtype] for name in self._names(part)}
+
     def _dtype(self, part: Part) -> torch.dtype:
-        """The dtype blends are rounded to: the checkpoint's, whatever the engine then computes in."""
-        of: dict[str, str] = {self.family.base.tensors[name].dtype: name for name in self._names(part)}
-        if len(of) != 1 or next(iter(of)) not in DTYPES:
-            found = ", ".join(f"{name} is {dtype}" for dtype, name in of.items())
-            raise ComposeError(f"a page has one dtype, of {', '.join(DTYPES)}, but in {self.family.base.path} {found}")
-        return DTYPES[next(iter(of))]
+        """The dtype a page is composed in: that of its tensors, or fp32 where they are of several."""
+        dtypes = set(self._rounded[part].values())
+        return next(iter(dtypes)) if len(dtypes) == 1 else torch.float32
 
     def _page(self, key: Key, hosts: Hosts) -> Any:
         part, blend, codec = key
@@ -252,6 +250,9 @@ class Bank:
                     views = [flats[expert][start:end] for expert, _ in blend.of(kind)]
                     under = None if base is None else base[start:end]
                     compose(out[start:end], under, views, [weight for _, weight in blend.of(kind)])
+        for kind, dtype in self._rounded[part].items():
+            for start, end in self.engine.spans(part, kind) if dtype != out.dtype else ():
+                out[start:end] = out[start:end].to(dtype)
         return self.engine.seal(part, room)
 
     def missing(self, plan: Plan) -> int:

@@ -134,6 +134,7 @@ class Adapter:
         self.depth = base.depth
         self.stem = base.stem
         self.layer = base.layer
+        self.note: str | None = None
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:

@@ -77,6 +77,7 @@ class Archive:
         self.depth = base.depth
         self.stem = base.stem
         self.layer = base.layer
+        self.note: str | None = None
         self.revision: str = hashlib.sha256(f"{self.file.revision} {base.revision}".encode()).hexdigest()
         self.tensors: dict[str, TensorInfo] = {
             **base.tensors,

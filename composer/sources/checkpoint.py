@@ -2,8 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,11 @@ import torch
 from layerloom.composer.errors import ComposeError, quoted
 from layerloom.composer.files import read_json
 
+from .codecs.codec import DTYPES, same
+from .shards import INDEX, shards
 from .tensorfile import TensorFile
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+HEAD, TABLE = "lm_head.weight", "embed_tokens.weight"
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
@@ -34,29 +34,37 @@ class Checkpoint:
 
     The files are opened here and stay open: one that is replaced later does not change what is read, and one that is
     written to cannot be read any more (see `tensorfile`). Raises ComposeError, with the file's name, when something is
-    missing or malformed. Two things are passed over:
-    rotary `inv_freq` buffers, which are computed, and an `lm_head.weight` stored although the config ties it.
+    missing or malformed. Two things are passed over: rotary `inv_freq` buffers, which are computed, and an
+    `lm_head.weight` that is stored although the config ties it and equals the embedding; another one is an error.
+
+    A fine-tune of `base` may be stored in another float dtype (fp32 beside bf16): its tensors are rounded to the base's
+    as they are read, once and to nearest even, and `note` says so.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, base: "Checkpoint | None" = None) -> None:
         self.path = path
         if not path.is_dir():
             raise ComposeError(f"{path}: no such directory")
         self.config: dict[str, Any] = read_json(path / "config.json")
-        shards = self._shards()
         revision = hashlib.sha256()
         self._files: dict[Path, TensorFile] = {}
         self.tensors: dict[str, TensorInfo] = {}
-        for file, wanted in sorted(shards.items()):
+        self._rounded: set[str] = set()
+        head = ""
+        for file, wanted in sorted(shards(path).items()):
             opened = self._files[file] = TensorFile(file, revision)
             held = opened.tensors.keys()
             if wanted is not None and not wanted <= held:
                 raise ComposeError(f"{file}: lacks {min(wanted - held)}, which {INDEX} says it has")
             for name in sorted(held if wanted is None else wanted):
-                if not self._passed_over(name):
+                if not name.endswith("rotary_emb.inv_freq"):
                     self.tensors[name] = TensorInfo(file, opened.tensors[name].dtype, opened.tensors[name].shape)
+                    head = name if name.endswith(HEAD) else head
         self.revision: str = revision.hexdigest()
         """sha256 over each shard's name, header, size and modification time: new when a file is rewritten."""
+        if head and self.ties_embeddings:
+            self._pass_over(head)
+        self.note = None if base is None else self._round_to(base)
         self._check_depth()
 
     @property
@@ -75,16 +83,22 @@ class Checkpoint:
 
     @property
     def ties_embeddings(self) -> bool:
-        """Whether lm_head is embed_tokens. Gemma's configs leave the key out, and it is true there."""
-        gemma = str(self.config.get("model_type", "")).startswith("gemma")
-        return bool(self.config.get("tie_word_embeddings", gemma))
+        """Whether lm_head is embed_tokens; where the config does not say, what transformers takes it to mean."""
+        said = self.config.get("tie_word_embeddings")
+        return ties_by_default(str(self.config.get("model_type"))) if said is None else bool(said)
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor on the CPU, of the stored dtype and shape, in memory of its own."""
+        """A tensor on the CPU, of `tensors`' dtype and shape, in memory of its own."""
         info = self.tensors.get(name)
         if info is None:
             raise ComposeError(f"{self.path}: has no tensor {quoted(name)}")
-        return self._files[info.file].read(name)
+        stored = self._files[info.file].read(name)
+        if name not in self._rounded:
+            return stored
+        rounded = stored.to(DTYPES[info.dtype])
+        if bool((rounded.isinf() & stored.isfinite()).any()):
+            raise ComposeError(f"{info.file}: {name}: has numbers that are too large for the base's {info.dtype}")
+        return rounded
 
     @cached_property
     def _layers(self) -> dict[int, tuple[str, ...]]:
@@ -95,25 +109,30 @@ class Checkpoint:
                 layers.setdefault(index, []).append(name)
         return {index: tuple(names) for index, names in layers.items()}
 
-    def _shards(self) -> Mapping[Path, set[str] | None]:
-        """The files, each with the tensors the index wants from it, or None for all."""
-        if (self.path / SINGLE).exists():
-            return {self.path / SINGLE: None}
-        index = self.path / INDEX
-        if not index.exists():
-            raise ComposeError(f"{self.path}: has neither {SINGLE} nor {INDEX}")
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ComposeError(f"{index}: has no weight_map")
-        shards: dict[Path, set[str]] = {}
-        for tensor, file in weight_map.items():
-            if not isinstance(file, str) or Path(file).name != file:
-                raise ComposeError(f"{index}: {quoted(file)} is not the name of a file beside it")
-            shards.setdefault(self.path / file, set()).add(tensor)
-        return shards
+    def _pass_over(self, head: str) -> None:
+        """Leaves out a head that is the embedding once more. Raises ComposeError when it is another matrix."""
+        table = next((name for name in self.tensors if name.endswith(TABLE)), None)
+        if table is None or not same(self.read(head), self.read(table)):
+            raise ComposeError(
+                f"{self.tensors[head].file}: {head}: is another matrix than {table or 'the embedding'}, and "
+                "config.json ties the two (tie_word_embeddings): libraries differ in which they use. Set it to false, "
+                "here and in the base, if the head is meant; if not, remove the head"
+            )
+        del self.tensors[head]
 
-    def _passed_over(self, name: str) -> bool:
-        return name.endswith("rotary_emb.inv_freq") or (name.endswith("lm_head.weight") and self.ties_embeddings)
+    def _round_to(self, base: "Checkpoint") -> str | None:
+        """Gives each tensor the base's dtype, where both are of floats; returns what is to be said of it."""
+        seen: set[tuple[str, str]] = set()
+        for name, info in self.tensors.items():
+            wanted = base.tensors[name].dtype if name in base.tensors else info.dtype
+            if wanted != info.dtype and {wanted, info.dtype} <= DTYPES.keys():
+                self._rounded.add(name)
+                self.tensors[name] = replace(info, dtype=wanted)
+                seen.add((info.dtype, wanted))
+        if not seen:
+            return None
+        pairs = ", ".join(f"{stored} tensors are read as {wanted}" for stored, wanted in sorted(seen))
+        return f"{self.path}: {pairs}, the base's, each number rounded once"
 
     def _check_depth(self) -> None:
         if not self._layers:
@@ -122,6 +141,18 @@ class Checkpoint:
         if sorted(self._layers) != list(range(len(self._layers))) or depth != len(self._layers):
             indices = f"{len(self._layers)} layers numbered {min(self._layers)} to {max(self._layers)}"
             raise ComposeError(f"{self.path}: has {indices}, but config.json says num_hidden_layers {quoted(depth)}")
+
+
+def ties_by_default(model_type: str) -> bool:
+    """Whether models of this type tie their embeddings unless the config says otherwise."""
+    if model_type.startswith("gemma"):
+        return True
+    # It takes seconds to import, and nearly all configs say.
+    from transformers import CONFIG_MAPPING
+
+    if model_type not in CONFIG_MAPPING:
+        return False
+    return bool(getattr(CONFIG_MAPPING[model_type](), "tie_word_embeddings", False))
 
 
 def layer_of(tensor: str) -> int | None:

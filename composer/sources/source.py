@@ -11,8 +11,9 @@ from layerloom.composer.errors import ComposeError
 from .adapter import CONFIG as ADAPTER
 from .adapter import Adapter
 from .archive import Archive
-from .checkpoint import INDEX, SINGLE, Checkpoint, TensorInfo
+from .checkpoint import Checkpoint, TensorInfo
 from .manifest import METADATA
+from .shards import INDEX, SINGLE
 from .tensorfile import TensorFile
 
 
@@ -41,6 +42,10 @@ class Source(Protocol):
     def stem(self) -> tuple[str, ...]:
         """The names of all tensors outside the decoder layers, sorted."""
 
+    @property
+    def note(self) -> str | None:
+        """What those who gave the files should know of how they are read, in a line."""
+
     def layer(self, index: int) -> tuple[str, ...]:
         """The names of the tensors in decoder layer `index`, sorted."""
 
@@ -64,7 +69,7 @@ def open_source(path: Path, base: Checkpoint) -> Source:
             return Archive(files[0], base)
         if files:
             raise ComposeError(f"{path}: has {len(files)} archives; name one of them")
-    return Checkpoint(path)
+    return Checkpoint(path, base)
 
 
 def is_archive(file: Path) -> bool:

@@ -40,7 +40,8 @@ def extract(
         raise ComposeError("give either a codec or an error bound")
     if error_bound is not None and not (math.isfinite(error_bound) and error_bound >= 0.0):
         raise ComposeError(f"the error bound must be finite and not negative, not {error_bound}")
-    ours, theirs = (Checkpoint(Path(path).expanduser().absolute()) for path in (expert, base))
+    theirs = Checkpoint(Path(base).expanduser().absolute())
+    ours = Checkpoint(Path(expert).expanduser().absolute(), theirs)
     problems = base_problems(theirs) + expert_problems(theirs, ours)
     if problems:
         raise FamilyError(problems)

@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 from layerloom.composer.errors import ComposeError
 from layerloom.composer.family.family import Family
 from layerloom.composer.family.plan import Blend, Plan, kind_of
-from layerloom.composer.sources.checkpoint import INDEX, SINGLE, Checkpoint, TensorInfo, layer_of
+from layerloom.composer.sources.checkpoint import Checkpoint, TensorInfo, layer_of
+from layerloom.composer.sources.shards import INDEX, SINGLE
 from layerloom.kernels import compose
 
 MAX_SHARD_BYTES = 5_000_000_000

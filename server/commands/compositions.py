@@ -8,9 +8,8 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from layerloom import composer
-from layerloom.composer import Family
 
-from .console import FamilyPath, Name, clear_errors, out
+from .console import FamilyPath, Name, clear_errors, load, out
 
 
 def merge(
@@ -20,7 +19,7 @@ def merge(
 ) -> None:
     """Writes a composition as an ordinary Hugging Face checkpoint."""
     with clear_errors():
-        path = composer.merge(Family.load(family), name, output)
+        path = composer.merge(load(family), name, output)
     out.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -31,7 +30,7 @@ def verify(
 ) -> None:
     """Compares a composition with a checkpoint bit by bit; exit status 1 lists the tensors that differ."""
     with clear_errors():
-        differences = composer.verify(Family.load(family), name, against)
+        differences = composer.verify(load(family), name, against)
     if not differences:
         out.print("equal, bit by bit", highlight=False)
         return
@@ -45,7 +44,7 @@ def verify(
 def plan(family: FamilyPath, name: Name) -> None:
     """Shows which expert, or blend of experts, each layer of a composition comes from."""
     with clear_errors():
-        planned = Family.load(family).plan(name)
+        planned = load(family).plan(name)
     table = Table("layer", "from", title=f"{planned.name}   digest {planned.digest[:12]}")
     rows = [(str(index), blend.describe()) for index, blend in enumerate(planned.layers)]
     rows.append(("stem", composer.describe_blend(planned.stem)))

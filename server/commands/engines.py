@@ -6,9 +6,7 @@ from typing import Annotated
 
 import typer
 
-from layerloom.composer import Family
-
-from .console import FamilyPath, clear_errors, out
+from .console import FamilyPath, clear_errors, load, out
 
 
 def serve(
@@ -39,7 +37,7 @@ def serve(
 
     prepare_environment()
     with clear_errors():
-        loaded = Family.load(family)
+        loaded = load(family)
         from layerloom.server.http.serve import arguments, run
 
         options = [*context.args, "--port", str(port)]
@@ -63,7 +61,7 @@ def generate(
     }.items():
         os.environ.setdefault(name, value)
     with clear_errors():
-        Family.load(family).parse(model)
+        load(family).parse(model)
         from layerloom.server import Runtime
 
         with Runtime(family, enforce_eager=True, disable_log_stats=True) as runtime:

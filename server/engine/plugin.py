@@ -19,11 +19,15 @@ from vllm.model_executor.layers.linear import LinearBase
 from vllm.model_executor.layers.quantization import register_quantization_config
 from vllm.model_executor.layers.quantization.base_config import QuantizationConfig
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.model_loader import register_model_loader
 
 from layerloom.composer import ComposeError
 from layerloom.server.options import OURS
 
-from . import ops  # noqa: F401  (registers the operators)
+from . import (
+    loader,
+    ops,  # noqa: F401  (registers the operators)
+)
 from .packed import PackedLinearMethod
 from .paged import PagedEmbeddingMethod, PagedLinearMethod
 
@@ -75,6 +79,7 @@ def register() -> None:
         # vLLM's attention uses AMX and never asks Linux for it: where nothing else has, SIGILL ends the worker.
         torch.cpu._init_amx()
     register_quantization_config("layerloom")(LayerloomConfig)
+    register_model_loader(loader.FORMAT)(loader.BaseLoader)
     parent = multiprocessing.parent_process()
     if parent is not None and OURS in os.environ:
         Thread(target=end_with, args=(parent,), name="layerloom-parent", daemon=True).start()

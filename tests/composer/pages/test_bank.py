@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from pico import EXPERTS, make_family
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from layerloom.composer import Archive, Bank, ComposeError, Family, extract, kind_of, tensors
 from layerloom.composer.sources.codecs import Exact, Int4, Int8, Lowrank, Sign
@@ -93,6 +93,26 @@ def test_pages_hold_what_merge_writes(family, name):
     assert found.keys() == expected.keys()
     for tensor, values in expected.items():
         assert torch.equal(found[tensor].view(torch.int16), values.reshape(-1).view(torch.int16)), tensor
+
+
+def test_pages_of_two_dtypes(path, tmp_path):
+    """bf16 matrices and fp32 norms: each is rounded to its own, and held in fp32."""
+    for name in ("base", *EXPERTS):
+        shutil.copytree(path.parent / name, tmp_path / name)
+        file = tmp_path / name / "model.safetensors"
+        stored = {tensor: t.float() if "norm" in tensor else t for tensor, t in load_file(file).items()}
+        # Numbers that bf16 does not have.
+        stored |= {tensor: t * 1.001 for tensor, t in stored.items() if "norm" in tensor}
+        file.unlink()
+        save_file(stored, file)
+    shutil.copy(path, tmp_path / "family.yaml")
+    family = Family.load(tmp_path)
+    for name in ("math", "math+bengali@bottom=2,weight=0.25,stem=average", "pieces"):
+        expected = dict(tensors(family, family.plan(name)))
+        assert {tensor.dtype for tensor in expected.values()} == {torch.bfloat16, torch.float32}
+        for page in Bank(family, Concatenated(family)).pages(family.plan(name)):
+            for tensor, found in page.items():
+                assert torch.equal(found, expected[tensor].reshape(-1).float()), tensor
 
 
 @pytest.fixture(params=CODECS, ids=lambda codec: codec.codec)

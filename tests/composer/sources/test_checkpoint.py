@@ -57,12 +57,46 @@ def test_the_revision_is_of_the_files(path):
 
 def test_tied_heads_and_rotary_buffers_are_passed_over(path):
     tensors = {**make_tensors(0), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(2)}
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     write_checkpoint(path, tensors)
     assert Checkpoint(path).tensors.keys() == make_tensors(0).keys()
     for config in ({"tie_word_embeddings": True}, {"model_type": "gemma2"}):
         kept = {key: value for key, value in CONFIG.items() if key != "tie_word_embeddings"}
         write_checkpoint(path, tensors, {**kept, **config})
         assert Checkpoint(path).stem == ("model.embed_tokens.weight", "model.norm.weight")
+
+
+def test_a_head_of_its_own_in_a_tied_checkpoint_is_an_error(path):
+    """Not passed over: transformers 5 and vLLM 0.32 keep it, others do not."""
+    tied = {**CONFIG, "tie_word_embeddings": True}
+    changed = make_tensors(0)["model.embed_tokens.weight"].clone()
+    changed[-1, -1] += 1
+    for head in (make_tensors(0)["lm_head.weight"], changed):
+        write_checkpoint(path, {**make_tensors(0), "lm_head.weight": head}, tied)
+        with pytest.raises(ComposeError, match=r"lm_head.weight: is another matrix than model.embed_tokens.weight"):
+            Checkpoint(path)
+
+
+def test_two_copies_of_the_weights(path):
+    """transformers reads model.safetensors, vLLM what the index says, and with consolidated.safetensors that."""
+    whole = (path / "model.safetensors").read_bytes()
+    weight_map = shard(path)
+    save_file({"layers.0.attention.wq.weight": torch.zeros(2)}, path / "consolidated.safetensors")
+    assert {info.file.name for info in Checkpoint(path).tensors.values()} == {*weight_map.values()}
+    (path / "model.safetensors").write_bytes(whole)
+    with pytest.raises(ComposeError, match=r"model-00001-of-00002.safetensors, model-00002-of-.*: two copies"):
+        Checkpoint(path)
+    index = path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(weight_map, "model.safetensors")}))
+    assert {info.file.name for info in Checkpoint(path).tensors.values()} == {"model.safetensors"}
+    for rest in (index, path / "model.safetensors"):
+        rest.unlink()
+    with pytest.raises(ComposeError, match=r"it has model-00001-of-00002.safetensors, .*, whose index is missing"):
+        Checkpoint(path)
+    for part in path.glob("model-*"):
+        part.unlink()
+    with pytest.raises(ComposeError, match=r"it has consolidated.safetensors, in the names of its maker's own code"):
+        Checkpoint(path)
 
 
 HEADER = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}

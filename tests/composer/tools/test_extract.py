@@ -104,7 +104,7 @@ def test_models_that_do_not_fit(root):
     write_checkpoint(root / "math", make_tensors(0, torch.float16), {**CONFIG, "hidden_size": 17})
     with pytest.raises(FamilyError, match="hidden_size is 17") as caught:
         extract(root / "base", root / "math", root / "a.safetensors")
-    assert any("dtype F16" in problem for problem in caught.value.problems)
+    assert len(caught.value.problems) == 1
     assert not (root / "a.safetensors").exists()
 
 
