@@ -7,10 +7,11 @@ file), and maps them, so that a file cut short meanwhile ends the process.
 import time
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
-from vllm.config import ModelConfig
+from vllm.config import ModelConfig, VllmConfig
 from vllm.model_executor.model_loader import DefaultModelLoader
 
 from layerloom.composer import Checkpoint
@@ -20,6 +21,14 @@ FORMAT = "layerloom"
 
 class BaseLoader(DefaultModelLoader):
     """`--load-format layerloom`: the tensors of composer's `Checkpoint`, in the order they lie in."""
+
+    def load_model(self, vllm_config: VllmConfig, model_config: ModelConfig, *args: Any, **kwargs: Any) -> nn.Module:
+        if getattr(model_config, "word_embeddings_untied_by_checkpoint", False):
+            # vLLM has seen a head in a file whose config ties it. `Checkpoint` has seen that it is the embedding.
+            for config in (model_config.hf_config, model_config.hf_config.get_text_config()):
+                config.tie_word_embeddings = True
+            model_config.word_embeddings_untied_by_checkpoint = False
+        return super().load_model(vllm_config, model_config, *args, **kwargs)
 
     def get_all_weights(
         self, model_config: ModelConfig, model: nn.Module

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from engines import Answer, answers, distance, in_child, prompts, run, sampling
 from pico import ARCHITECTURES, make_family
+from safetensors.torch import load_file, save_file
 
 from layerloom.composer import Family, extract, merge
 
@@ -86,6 +88,32 @@ def archived(path: Path, *names: str) -> Path:
     archives = path.with_name("archives.yaml")
     archives.write_text(yaml.safe_dump(content))
     return archives
+
+
+def test_checkpoints_as_they_lie_about(tmp_path):
+    """Norms in fp32, an fp32 expert, a tied head stored once more, and Mistral's own format beside the base."""
+    path = family_of(tmp_path, "qwen3", tie_word_embeddings=True)
+    for name in ("base", "math", "swahili", "bengali"):
+        file = tmp_path / name / "model.safetensors"
+        stored = {n: t.float() if "norm" in n or name == "math" else t.clone() for n, t in load_file(file).items()}
+        stored["lm_head.weight"] = stored["model.embed_tokens.weight"].clone()
+        file.unlink()
+        save_file(stored, file, {"format": "pt"})
+    save_file({"layers.0.attention.wq.weight": torch.zeros(4, 4)}, tmp_path / "base" / "consolidated.safetensors")
+    (tmp_path / "base" / "params.json").write_text("{}")
+
+    family = Family.load(path)
+    assert len(family.notes) == 1
+    names = ["base", "math", "math+swahili", "patchwork"]
+    jobs = [(name, i) for i in range(len(prompts())) for name in names]
+    batch = ([name for name, _ in jobs], [prompts()[i] for _, i in jobs], sampling())
+    packed, in_arena = (answers(run(path, batch, **pages)[0]) for pages in ({}, {"pages": "arena"}))
+    for name in names:
+        (outputs,) = run(merge(family, name, tmp_path / "merged" / name), (None, prompts(), sampling()))
+        ours, theirs = (
+            [a for (of, _), a in zip(jobs, found, strict=True) if of == name] for found in (packed, in_arena)
+        )
+        assert [a.tokens for a in ours] == [a.tokens for a in theirs] == [a.tokens for a in answers(outputs)], name
 
 
 def test_compositions_share_no_kv_cache(tmp_path):
