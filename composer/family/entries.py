@@ -15,6 +15,9 @@ from .names import nearest
 from .plan import Residency
 from .recipe import Kinds, LayerSwap, Recipe, Soup, Table
 
+Chat = Literal["task", "language", "base"]
+"""Whose voice a composition has: chat template, what ends an answer, and how it samples unless told otherwise."""
+
 
 class Location(Strict):
     """A directory or file, relative to family.yaml, or a repository on the Hugging Face Hub at a revision."""
@@ -47,6 +50,7 @@ class CompositionEntry(Strict):
     language: str | None = None
     recipe: Recipe | None = None
     residency: Residency | None = None
+    chat: Chat | None = None
 
     @model_validator(mode="after")
     def _something(self) -> "CompositionEntry":
@@ -68,6 +72,7 @@ class Entries(Strict):
     experts: Annotated[dict[str, ExpertEntry], Field(min_length=1)]
     recipe: Recipe = LayerSwap()
     residency: Residency = "assembled"
+    chat: Chat = "language"
     compositions: dict[str, NamedComposition] = Field(default={})
 
 

@@ -14,6 +14,7 @@ from layerloom.composer.sources.archive import Archive
 from layerloom.composer.sources.checkpoint import Checkpoint
 from layerloom.composer.sources.codecs import Codec
 from layerloom.composer.sources.source import Source, open_source
+from layerloom.composer.sources.voice import Voice
 
 from .entries import CompositionEntry, Entries, Location, read_entries
 from .fit import base_problems, expert_problems
@@ -74,6 +75,9 @@ class Family:
                     checkpoints[name] = open_source(where, base)
                 elif not where.is_file():
                     checkpoints[name] = Checkpoint(where)
+        for name, source in {"base": base, **checkpoints}.items():
+            with collecting(problems, name):
+                _ = source and source.voice
         if base is not None:
             for name, checkpoint in checkpoints.items():
                 problems += [f"{name}: {problem}" for problem in expert_problems(base, checkpoint)]
@@ -146,6 +150,27 @@ class Family:
             for index in range(self.depth)
         }
         return {codec for codec in found if codec is not None} if "delta" in kept else set()
+
+    def speaker(self, name: str | Composition) -> str:
+        """Whose voice a composition has: an expert's name, or "base".
+
+        An expert has its own. Of a pair the family's `chat`, or the composition's, says whose it is. A composition of
+        no roles speaks as the expert whose stem it has.
+        """
+        composition = self.parse(name) if isinstance(name, str) else name
+        entry = self._entries.compositions.get(composition.label or "")
+        own = entry.chat if isinstance(entry, CompositionEntry) else None
+        roles, chat = composition.roles, own or self._entries.chat
+        if own == "base" or (chat == "base" and len(roles) == 2):
+            return "base"
+        if roles:
+            return roles.get(chat) or next(iter(roles.values()))
+        stem = self.plan(composition).stem
+        return stem[0][0] if len(stem) == 1 else "base"
+
+    def voice(self, name: str | Composition) -> Voice:
+        """How a composition speaks: as its speaker's files say, and for the rest as the base's."""
+        return self.checkpoint(self.speaker(name)).voice.over(self.base.voice)
 
     def describe(self, name: str | Composition) -> dict[str, Any]:
         """{"parent": "base", "recipe": {…}}, ready for JSON. Raises as `parse` and `plan` do."""

@@ -18,6 +18,7 @@ from .checkpoint import Checkpoint, TensorInfo
 from .codecs import DTYPES, Lowrank, Parts
 from .codecs.lowrank import plus_product
 from .tensorfile import TensorFile
+from .voice import Voice, read_voice
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -135,6 +136,11 @@ class Adapter:
         self.stem = base.stem
         self.layer = base.layer
         self.note: str | None = None
+
+    @cached_property
+    def voice(self) -> Voice:
+        """How the model speaks, as far as files beside the adapter say."""
+        return read_voice(self.path)
 
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:

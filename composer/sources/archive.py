@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from layerloom.composer.errors import ComposeError, quoted
 
@@ -14,7 +15,13 @@ from .codecs import DTYPES, Codec, Parts
 from .manifest import METADATA, Manifest, Stored, read_manifest
 from .stream import digest
 from .tensorfile import TensorFile
+from .voice import Voice, checked
 from .writer import WORDS
+
+VOICE = "layerloom.voice"
+"""The key of `__metadata__` under which an archive has what its expert's `Voice` says that the base's does not."""
+
+SAID = TypeAdapter(Voice)
 
 
 class ArchiveFile:
@@ -33,6 +40,7 @@ class ArchiveFile:
             raise ComposeError(f"{path}: is no delta archive: its metadata has no {METADATA!r}")
         with placing(str(path)):
             self.manifest: Manifest = read_manifest(text)
+            self.voice = voice_of(self._file.metadata.get(VOICE), path)
         self._check_parts()
 
     def parts(self, name: str) -> dict[str, torch.Tensor]:
@@ -72,6 +80,7 @@ class Archive:
         self.base = base
         self.file = ArchiveFile(path)
         self.manifest = self.file.manifest
+        self.voice = self.file.voice
         self._check_base()
         self.config: dict[str, Any] = base.config
         self.depth = base.depth
@@ -132,6 +141,14 @@ def shapes(stored: Stored) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
     if not stored.codec.suits(stored.shape):
         raise ComposeError(f"{stored.codec.codec} does not store tensors of shape {stored.shape}")
     return stored.codec.shapes(stored.shape, DTYPES[stored.dtype])
+
+
+def voice_of(text: str | None, path: Path) -> Voice:
+    """What an archive says of how its expert speaks. Raises ComposeError."""
+    try:
+        return Voice() if text is None else checked(SAID.validate_json(text), path)
+    except ValidationError as error:
+        raise ComposeError(f"metadata: {VOICE}: {quoted(error.errors(include_url=False)[0]['msg'])}") from error
 
 
 class placing:

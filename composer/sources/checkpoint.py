@@ -15,6 +15,7 @@ from layerloom.composer.files import read_json
 from .codecs.codec import DTYPES, same
 from .shards import INDEX, shards
 from .tensorfile import TensorFile
+from .voice import Voice, read_voice
 
 HEAD, TABLE = "lm_head.weight", "embed_tokens.weight"
 LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
@@ -80,6 +81,11 @@ class Checkpoint:
     def stem(self) -> tuple[str, ...]:
         """The names of all tensors outside the decoder layers, sorted."""
         return tuple(sorted(name for name in self.tensors if layer_of(name) is None))
+
+    @cached_property
+    def voice(self) -> Voice:
+        """How the model speaks, as far as its files say. Raises ComposeError with the file that is wrong."""
+        return read_voice(self.path)
 
     @property
     def ties_embeddings(self) -> bool:

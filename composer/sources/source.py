@@ -15,6 +15,7 @@ from .checkpoint import Checkpoint, TensorInfo
 from .manifest import METADATA
 from .shards import INDEX, SINGLE
 from .tensorfile import TensorFile
+from .voice import Voice
 
 
 class Source(Protocol):
@@ -41,6 +42,10 @@ class Source(Protocol):
     @property
     def stem(self) -> tuple[str, ...]:
         """The names of all tensors outside the decoder layers, sorted."""
+
+    @property
+    def voice(self) -> Voice:
+        """How it speaks, as far as its own files say. Raises ComposeError with the file that is wrong."""
 
     @property
     def note(self) -> str | None:

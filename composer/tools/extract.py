@@ -9,10 +9,12 @@ import torch
 
 from layerloom.composer.errors import ComposeError, FamilyError
 from layerloom.composer.family.fit import base_problems, expert_problems
+from layerloom.composer.sources.archive import SAID, VOICE
 from layerloom.composer.sources.checkpoint import Checkpoint, layer_of
 from layerloom.composer.sources.codecs import Codec, Exact, Parts, change, error, same, smallest
 from layerloom.composer.sources.manifest import METADATA, VERSION, Base, Manifest, Stored
 from layerloom.composer.sources.stream import Digest, in_order, remember
+from layerloom.composer.sources.voice import Voice, difference
 from layerloom.composer.sources.writer import WORDS, Writer, new_file
 
 Progress = Callable[[str, int], None]
@@ -48,6 +50,8 @@ def extract(
     out = Path(out).expanduser().absolute()
     if out.suffix != ".safetensors":
         raise ComposeError(f"{out}: the name must end in .safetensors")
+    voice = difference(ours.voice, theirs.voice)
+    said = {} if voice == Voice() else {VOICE: SAID.dump_json(voice).decode()}
     digest = Digest()
     tensors: dict[str, Stored] = {}
     with new_file(out) as (writer, partial):
@@ -74,7 +78,7 @@ def extract(
             tensors=tensors,
         )
         with partial.open("wb") as file:
-            writer.finish(file, {METADATA: manifest.model_dump_json()})
+            writer.finish(file, {METADATA: manifest.model_dump_json(), **said})
     return manifest
 
 

@@ -19,11 +19,11 @@ from layerloom.composer.sources.checkpoint import Checkpoint, TensorInfo, layer_
 from layerloom.composer.sources.shards import INDEX, SINGLE
 from layerloom.kernels import compose
 
+from .sidecars import write_sidecars
+
 MAX_SHARD_BYTES = 5_000_000_000
 WIDTHS = {"BF16": 2, "F16": 2, "F32": 4}
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-SIDECARS = (".json", ".jinja", ".model", ".txt", ".tiktoken")
-"""Config, generation config, tokenizer and chat template; the base's, which are what a composition is served with."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,7 @@ def merge(family: Family, name: str, out: Path, max_shard_bytes: int = MAX_SHARD
     partial = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
     try:
         partial.mkdir(parents=True)
-        for file in sorted(family.base.path.iterdir()):
-            if file.is_file() and file.suffix in SIDECARS and not file.name.endswith(".index.json"):
-                shutil.copyfile(file, partial / file.name)
+        write_sidecars(family.base, family.voice(name), partial)
         _write_shards(family, plan, partial, max_shard_bytes)
         partial.rename(out)
     except (OSError, SafetensorError) as error:

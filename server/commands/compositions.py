@@ -44,8 +44,10 @@ def verify(
 def plan(family: FamilyPath, name: Name) -> None:
     """Shows which expert, or blend of experts, each layer of a composition comes from."""
     with clear_errors():
-        planned = load(family).plan(name)
-    table = Table("layer", "from", title=f"{planned.name}   digest {planned.digest[:12]}")
+        loaded = load(family)
+        planned, speaker = loaded.plan(name), loaded.speaker(name)
+    title = f"{planned.name}   digest {planned.digest[:12]}"
+    table = Table("layer", "from", title=title, caption=escape(f"chat template, eos and sampling: {speaker}"))
     rows = [(str(index), blend.describe()) for index, blend in enumerate(planned.layers)]
     rows.append(("stem", composer.describe_blend(planned.stem)))
     start = 0

@@ -18,6 +18,7 @@ from vllm.lora.request import LoRARequest
 
 from layerloom.composer import ComposeError, Family, Plan, UnknownName
 from layerloom.server.options import load_family, lora_request
+from layerloom.server.voices import SPEAKING, Voices
 
 from . import metrics
 from .front import Front
@@ -32,8 +33,9 @@ MOST_PLANS = 1024
 class Resolver:
     """Turns a model name into the adapter vLLM serves it with, and holds it for the request that asked."""
 
-    def __init__(self, family: Family, allow_recipes: bool, leases: Leases) -> None:
+    def __init__(self, family: Family, allow_recipes: bool, leases: Leases, voices: Voices) -> None:
         self.leases = leases
+        self.voices = voices
         self._plan: Callable[[str], Plan] = lru_cache(MOST_PLANS)(
             lambda name: family.plan(family.parse(name, allow_recipes))
         )
@@ -53,6 +55,7 @@ class Resolver:
                 visit.unavailable = str(error)
             raise VLLMValidationError(str(error), parameter="model") from error
         visit.adapters[name] = request
+        SPEAKING.set(self.voices.of(request.lora_name))
         return request
 
     def holding(self, generate: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
@@ -129,10 +132,14 @@ class LayerloomEndpoints:
             return
         family = state.layerloom_family = load_family(settings)
         leases = Leases(engine_client, settings["patience"])
-        resolver = Resolver(family, settings["allow_recipes"], leases)
+        voices = Voices(family, engine_client)
+        resolver = Resolver(family, settings["allow_recipes"], leases, voices)
         models: OpenAIServingModels = state.openai_serving_models
         models.resolve_lora = resolver.resolve_lora
         models.lora_requests = Adapters()
+        for serving in list(state._state.values()):
+            if voices.lends_sampling and hasattr(serving, "default_sampling_params"):
+                voices.lend(serving)
         # Here, and not for all of vLLM's processes: it asks for nothing but that names are resolved when they come.
         os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
         engine_client.generate = resolver.holding(engine_client.generate)

@@ -9,6 +9,8 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from layerloom.server.voices import SPEAKING
+
 from .visit import VISIT, Visit
 
 OPEN = {"/health", "/ping", "/version", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
@@ -39,6 +41,7 @@ class Front:
         if path == "/invocations":
             scope, receive = await with_adapter(scope, receive)
         visit = Visit(path)
+        SPEAKING.set(None)
         token = VISIT.set(visit)
         answer = Answer(visit, server, scope, receive, send)
         try:

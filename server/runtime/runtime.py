@@ -19,6 +19,7 @@ from vllm.utils.system_utils import set_env_var
 from layerloom.composer import ComposeError, Family, Plan
 from layerloom.server.engine.manager import BUSY, HELD, REFUSED
 from layerloom.server.options import engine_options, lora_request, prepare_environment
+from layerloom.server.voices import SPEAKING, Voices
 
 from .script import imported_once
 from .stepper import Stepper
@@ -66,6 +67,7 @@ class Runtime:
             self.allow_recipes = allow_recipes
             settings = engine_options(self.family, allow_recipes, options, bank_memory, pages, residency)
             self._stepper = _start(settings)
+            self._voices: Voices = self._stepper.ask(lambda: Voices(self.family, self._stepper.llm.llm_engine))
         self._end = finalize(self, self._stepper.close)
 
     def __enter__(self) -> "Runtime":
@@ -111,8 +113,19 @@ class Runtime:
         single = bool(messages) and isinstance(messages[0], Mapping)
         conversations = [messages] if single else list(messages)
 
-        def enqueue(rows: list[Any], params: Sequence[SamplingParams], **options: Any) -> list[str]:
-            return self.llm.enqueue_chat(rows, params, **options, **(template or {}))
+        def enqueue(rows: list[Any], params: Sequence[SamplingParams], lora_request: Any, **options: Any) -> list[str]:
+            ids: list[str] = []
+            try:
+                # One by one, as vLLM has one chat template for a call.
+                for row, sampled, request in zip(rows, params, lora_request, strict=True):
+                    SPEAKING.set(None if request is None else self._voices.of(request.lora_name))
+                    ids += self.llm.enqueue_chat(
+                        [row], [sampled], lora_request=[request], **options, **(template or {})
+                    )
+            except BaseException:
+                self.llm.llm_engine.abort_request([request_id.partition("-")[0] for request_id in ids])
+                raise
+            return ids
 
         return self._run(enqueue, model, "conversations", conversations, params, sampling)
 
