@@ -6,16 +6,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engines import run, settings
+from engines import run, sampling, settings
 from pico import make_family
 from serving import Server, serving
 from transformers import AutoTokenizer
 
 from layerloom.composer import Family, merge
 
+pytestmark = pytest.mark.usefixtures("engine_environment")
+
 CHAT = [{"role": "user", "content": "diso heri"}]
 NAMES = ["base", "math", "swahili", "math+swahili", "math+bengali", "tutor"]
-TEMPLATES = {"math": "M{{ messages[-1]['content'] }}{{ eos_token }}", "swahili": "{{ bos_token }}S{{ messages | length }}"}
+TEMPLATES = {
+    "math": "M{{ messages[-1]['content'] }}{{ eos_token }}",
+    "swahili": "{{ bos_token }}S{{ messages | length }}",
+}
 
 
 def write(file: Path, **changes: Any) -> None:
@@ -73,41 +78,38 @@ def test_a_chat_has_the_template_of_its_composition(server: Server, merged: dict
             ("/v1/messages", asked | {"max_tokens": 1}),
         ):
             assert server.post(route, body).json()["usage"]["input_tokens"] == len(wanted), (name, route)
-    # The request's own goes first, where the server takes one.
-    given = server.post("/tokenize", {"model": "math", "messages": CHAT, "chat_template": "x"})
-    assert given.status_code in (200, 400) and given.json().get("tokens") != ids("/tokenize", {"model": "math", "messages": CHAT})
 
 
-def test_answers_end_as_their_composition_was_taught(
-    server: Server, family: Path, merged: dict[str, Path]
-) -> None:
-    """Token by token what stock vLLM's server would say on the merge: by its defaults, and why it stopped."""
-    from vllm import LLM, SamplingParams
-
-    prompts = ["diso heri", "baka 5", "one two three"]
-    found = {}
+def test_answers_end_as_their_composition_was_taught(server: Server, merged: dict[str, Path]) -> None:
+    """Token by token what stock vLLM says on the merge, and why it stopped; math samples greedily by itself."""
+    prompts, found = ["diso heri", "baka 5", "one two three"], {}
     for name in NAMES:
-        body = {"model": name, "prompt": prompts, "return_token_ids": True, "seed": 1}
+        body = {"model": name, "prompt": prompts, "return_token_ids": True, "max_tokens": 24}
         body |= {} if name in ("math", "tutor") else {"temperature": 0.0}
-        body |= {} if name in ("swahili", "math+swahili") else {"max_tokens": 24}
         choices = server.post("/v1/completions", body).json()["choices"]
         found[name] = [(c["token_ids"], c["finish_reason"], c["stop_reason"]) for c in choices]
-    ends = {name: {len(ids) for ids, _, _ in of} for name, of in found.items()}
-    assert ends["base"] == {24} and any(len(of) > 1 for of in ends.values()), "or the test shows nothing"
-    assert max(ends["swahili"]) <= 9 and max(ends["math+swahili"]) <= 9
-    for name in NAMES:
-        llm = LLM(str(merged[name]), **settings({}))
-        limit = 9 if name in ("swahili", "math+swahili") else 24
-        outputs = llm.generate(prompts, SamplingParams(temperature=0.0, max_tokens=limit), use_tqdm=False)
-        wanted = [(list(o.outputs[0].token_ids), o.outputs[0].finish_reason, o.outputs[0].stop_reason) for o in outputs]
-        assert found[name] == wanted, name
-        del llm
+    lengths = {name: {len(ids) for ids, _, _ in of} for name, of in found.items()}
+    assert lengths["base"] == {24} and min(lengths["math"] | lengths["swahili"]) < 24, "or the test shows nothing"
+    params = sampling(24, ignore_eos=False, logprobs=None)
+    for name in ("base", "math", "math+swahili", "math+bengali", "tutor"):
+        (outputs,) = run(merged[name], (None, prompts, params))
+        answers = [output.outputs[0] for output in outputs]
+        assert found[name] == [(list(a.token_ids), a.finish_reason, a.stop_reason) for a in answers], name
+
+
+def test_what_a_chat_does_not_say_is_its_compositions(server: Server) -> None:
+    for name, limit in (("swahili", 9), ("math+swahili", 9), ("math+swahili@stem=task", 9)):
+        for _ in range(2):
+            answer = server.post("/v1/chat/completions", {"model": name, "messages": CHAT, "ignore_eos": True}).json()
+            assert answer["usage"]["completion_tokens"] == limit
+    answer = server.post("/v1/chat/completions", {"model": "math", "messages": CHAT, "ignore_eos": True}).json()
+    assert answer["usage"]["completion_tokens"] > 9
 
 
 def test_a_runtime_speaks_alike(family: Path, merged: dict[str, Path], server: Server) -> None:
-    names = [name for name in NAMES if name in ("math", "swahili", "math+swahili", "tutor")]
     from layerloom.server import Runtime
 
+    names = ["math", "swahili", "math+swahili", "tutor"]
     with Runtime(family, **settings({})) as runtime:
         outputs = runtime.chat(names, [CHAT] * len(names), max_tokens=24)
         with pytest.raises(ValueError, match="chat template"):
@@ -118,4 +120,3 @@ def test_a_runtime_speaks_alike(family: Path, merged: dict[str, Path], server: S
         choice = server.post("/v1/chat/completions", body).json()["choices"][0]
         assert list(output.outputs[0].token_ids) == choice["token_ids"], name
         assert output.outputs[0].stop_reason == choice["stop_reason"], name
-    assert run
