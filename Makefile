@@ -33,7 +33,7 @@ test: setup lint
 
 # The parity that matters most, and one server, on an older vLLM of those supported.
 test-oldest: $(OLDEST_VENV)/.installed
-	$(OLDEST_BIN)/python -m pytest $(TWO_AT_A_TIME) tests/server/engine/test_parity.py tests/server/http/test_http.py -k '$(OLDEST_TESTS)'
+	$(OLDEST_BIN)/python -m pytest $(TWO_AT_A_TIME) tests/server/engine/test_parity.py tests/server/http -k '$(OLDEST_TESTS)'
 
 $(OLDEST_VENV)/.installed: requirements/cpu-0.27.txt pyproject.toml Makefile
 	python3 -m venv $(OLDEST_VENV)
@@ -44,7 +44,7 @@ $(OLDEST_VENV)/.installed: requirements/cpu-0.27.txt pyproject.toml Makefile
 
 # Broken archives, for ten minutes; `make test` tries a few hundred.
 fuzz: setup
-	LAYERLOOM_FUZZ=20000 $(BIN)/python -m pytest tests/composer/sources/test_archive.py -k fuzz
+	LAYERLOOM_FUZZ=20000 $(BIN)/python -m pytest tests/composer/sources/test_archive_fuzz.py -k fuzz
 
 lint: setup links
 	$(BIN)/ruff check .

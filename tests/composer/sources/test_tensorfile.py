@@ -1,12 +1,8 @@
 """Files that change while they are open: what is read is what was there at first, or an error; nothing else, ever."""
 
-import copy
-import json
 import os
 import pickle
-import resource
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -15,13 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tiny import make_tensors, write_checkpoint
 
-from layerloom.composer import Archive, Checkpoint, ComposeError, Family, extract
+from layerloom.composer import Archive, Checkpoint, ComposeError, extract
 from layerloom.composer.sources.tensorfile import TensorFile
 
 BEFORE, LATER = "model.layers.0.mlp.up_proj.weight", "model.layers.7.mlp.up_proj.weight"
@@ -232,139 +225,3 @@ def test_what_was_read_is_not_written_over(tmp_path):
     for name in (*file.tensors, *file.tensors):
         file.read(name)
     assert all(bool((view.view(torch.float32) == float(name[1:])).all()) for name, view in kept.items())
-
-
-def special(kind, path):
-    path.unlink(missing_ok=True)
-    if kind == "FIFO":
-        os.mkfifo(path)
-    elif kind == "directory":
-        path.mkdir()
-    elif kind == "socket":
-        here = os.getcwd()
-        os.chdir(path.parent)  # a socket's path is short
-        try:
-            socket.socket(socket.AF_UNIX).bind(path.name)
-        finally:
-            os.chdir(here)
-    else:
-        path.symlink_to("/dev/zero")
-
-
-ADAPTER = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}
-
-
-@pytest.mark.timeout(60)
-@pytest.mark.parametrize("kind", ["FIFO", "socket", "device", "directory"])
-@pytest.mark.parametrize(
-    "name",
-    [
-        "family.yaml",
-        "base/config.json",
-        "math/config.json",
-        "base/model.safetensors",
-        "math/model.safetensors",
-        "math/model.safetensors.index.json",
-        "math.safetensors",
-        "math/other.safetensors",
-        "math/adapter_config.json",
-        "math/adapter_model.safetensors",
-        "base/tokenizer.json",
-        "math/tokenizer.json",
-    ],
-)
-def test_only_regular_files_are_opened(root, name, kind):
-    if name == "math.safetensors":
-        (root / "family.yaml").write_text((root / "family.yaml").read_text().replace("path: math", f"path: {name}"))
-    elif name in ("math/model.safetensors.index.json", "math/other.safetensors"):
-        (root / "math" / "model.safetensors").unlink()
-    elif "adapter" in name:
-        (root / "math" / "model.safetensors").unlink()
-        (root / "math" / "adapter_config.json").write_text(json.dumps(ADAPTER))
-    elif "tokenizer" in name:
-        shutil.copy(root / "base" / "tokenizer.json", root / "math")
-    special(kind, root / name)
-    if kind == "directory" and name in ("family.yaml", "base/tokenizer.json", "math.safetensors"):
-        return  # means something else, or nothing
-    reason = r"is an? \w+, not a regular file|is neither a file nor a directory"
-    with pytest.raises(ComposeError, match=rf"{name}: ({reason})"):
-        Family.load(root / "family.yaml")
-
-
-def test_a_sidecar_that_does_not_end(root):
-    with (root / "math" / "config.json").open("r+b") as file:
-        file.truncate(1 << 40)
-    with pytest.raises(ComposeError, match=r"math/config.json: has more than 268,435,456 bytes"):
-        Family.load(root)
-
-
-def test_many_files_are_open_at_once(path):
-    """More than the soft limit allows, which is 1024 at most places."""
-    script = (
-        "import resource, sys; from pathlib import Path; from layerloom.composer import Checkpoint\n"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (60, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
-        "print(len([Checkpoint(Path(sys.argv[1])) for _ in range(100)]))"
-    )
-    if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 200:
-        pytest.skip("few files may be open here")
-    run = subprocess.run([sys.executable, "-c", script, path.parent], capture_output=True, text=True, timeout=300)
-    assert run.stdout == "100\n", run.stderr
-
-
-def test_files_are_closed(path):
-    before = len(os.listdir("/dev/fd"))
-    for _ in range(20):
-        TensorFile(path)
-    assert len(os.listdir("/dev/fd")) == before
-
-
-def test_every_dtype(tmp_path):
-    dtypes = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16]
-    dtypes += [torch.int8, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2]
-    tensors = {str(dtype): (torch.arange(6) % 2).view(2, 3).to(dtype) for dtype in dtypes}
-    tensors |= {"scalar": torch.tensor(3.0), "empty": torch.empty(0, 5)}
-    save_file(tensors, tmp_path / "a.safetensors", {"format": "pt"})
-    file = TensorFile(tmp_path / "a.safetensors")
-    assert file.metadata == {"format": "pt"}
-    assert file.tensors.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        read = file.read(name)
-        assert (read.dtype, read.shape) == (tensor.dtype, tensor.shape)
-        assert torch.equal(read.view(-1).view(torch.uint8), tensor.view(-1).view(torch.uint8))
-
-
-A = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
-B = {"dtype": "BF16", "shape": [2, 1], "data_offsets": [8, 12]}
-VALUES = st.sampled_from(
-    [0, 1, 2, 4, 8, 12, -1, 1.0, True, None, "F16", "F4", "f32", "BOOL", [], [0], [4], [2, 2], [0, 8], [8, 0], [4, 12],
-     [0, 4], [4, 8], [0, 2**62], [2**64], [8, 12], {}, {"a": "b"}, {"a": 1}, A, B]
-)  # fmt: skip
-
-
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_headers_are_taken_or_refused_as_by_the_library(tmp_path, data):
-    header = json.loads(json.dumps({"__metadata__": {"format": "pt"}, "a": A, "b": B}))
-    for _ in range(data.draw(st.integers(0, 3))):
-        where = data.draw(st.sampled_from([header, *(entry for entry in header.values() if isinstance(entry, dict))]))
-        key = data.draw(st.sampled_from(["__metadata__", "a", "b", "dtype", "shape", "data_offsets", "more"]))
-        if data.draw(st.booleans()):
-            where[key] = copy.deepcopy(data.draw(VALUES))
-        else:
-            where.pop(key, None)
-    text = json.dumps(header).encode() + b" " * data.draw(st.integers(0, 2))
-    size = data.draw(st.sampled_from([12, 12, 12, 8, 0, 4, 13]))
-    path = tmp_path / "a.safetensors"
-    path.unlink(missing_ok=True)
-    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(size))
-    try:
-        with safe_open(path, "np") as file:
-            wanted = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError:
-        with pytest.raises(ComposeError, match=r"a.safetensors: "):
-            TensorFile(path)
-        return
-    found = TensorFile(path).tensors
-    assert {name: (e.dtype, list(e.shape)) for name, e in found.items()} == {
-        name: (part.get_dtype(), part.get_shape()) for name, part in wanted.items()
-    }
