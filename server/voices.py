@@ -74,8 +74,11 @@ class Voices:
         tokens = {role: token for role, token in (voice.tokens or {}).items() if token != (base.tokens or {}).get(role)}
         eos = self._base_eos
         if "eos_token" in tokens:
-            found = self.renderer.tokenizer.convert_tokens_to_ids(tokens["eos_token"])
-            eos = found if isinstance(found, int) else eos
+            tokenizer = self.renderer.tokenizer
+            found = tokenizer.convert_tokens_to_ids(tokens["eos_token"])
+            # A token that it does not have is its unknown one.
+            if isinstance(found, int) and tokenizer.convert_ids_to_tokens(found) == tokens["eos_token"]:
+                eos = found
         if voice.generation == base.generation:
             generation = self._base_fields
         else:

@@ -22,7 +22,7 @@ SPREAD = ("test_parity", "test_arena_pages", "test_second_runner", "test_faults"
 # Files whose tests ask one server.
 TOGETHER = {"test_routes": "test_http", "test_refusals": "test_http"}
 # What takes long first: what is short fills the gaps at the end.
-FIRST = ("test_residency", "test_parity", "test_http", "test_routes", "test_refusals", "test_faults", "test_several_servers")
+FIRST = ("test_residency", "test_parity", "test_http", *TOGETHER, "test_faults", "test_several_servers")
 FOLDERS = ("server", "kernels", "composer")
 HERE = Path(__file__).parent
 
