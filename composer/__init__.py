@@ -13,6 +13,7 @@ from .sources.source import Source, open_source
 from .tools.extract import extract
 from .tools.inspect import Report, Row, inspect
 from .tools.merge import Difference, merge, tensors, verify
+from .tools.mergekit.imported import Imported, import_mergekit
 from .tools.picture import draw
 from .tools.quality import Quality, quality
 from .tools.suggest import Suggestion, suggest
@@ -32,6 +33,7 @@ __all__ = [
     "Expert",
     "Family",
     "FamilyError",
+    "Imported",
     "LayerBlend",
     "Manifest",
     "Plan",
@@ -45,6 +47,7 @@ __all__ = [
     "describe_blend",
     "draw",
     "extract",
+    "import_mergekit",
     "inspect",
     "kind_of",
     "merge",

@@ -2,7 +2,7 @@
 
 import typer
 
-from . import compositions, engines, experts
+from . import compositions, engines, experts, mergekit
 
 app = typer.Typer(
     help="Serve many layer-swapped language models from one copy of the base.",
@@ -20,5 +20,6 @@ for command in (
     experts.extract,
     experts.inspect,
     experts.suggest,
+    mergekit.import_mergekit,
 ):
     app.command()(command)
