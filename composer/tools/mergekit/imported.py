@@ -83,6 +83,9 @@ def import_mergekit(
         },
         "compositions": {label: {"recipe": recipe(sums, models)}},
     }
+    if len(sums.layers) < 4:
+        # The family's own recipe is for its pairs, and the default has four zones.
+        entries["recipe"] = {"transition": 0}
     notes = [*findings.notes.values(), *numeric_notes(sums, models.name, checkpoint), *other_notes(config, checkpoint)]
     notes += [f"{place.hub} is taken from the hub: there is no such directory" for place in models.written if place.hub]
     write(out, entries, f"From {quoted(file.name)}, a configuration of mergekit.")
@@ -151,11 +154,10 @@ def source(total: Sum, models: Models) -> Source:
     weights = {name: weight for name, weight in sorted((models.name(place), weight) for place, weight in total.terms)}
     if len(weights) == 1:
         return next(iter(weights))
-    if "base" not in weights:
+    *others, last = weights
+    if "base" not in weights and sum(weights.values()) != 1.0:
         # A sum that misses 1 by the last bit would let in that much of the base.
-        largest = max(weights, key=lambda name: weights[name])
-        for _ in range(8):
-            weights[largest] += 1.0 - sum(weights.values())
+        weights[last] = 1.0 - sum(weights[other] for other in others)
     return weights
 
 

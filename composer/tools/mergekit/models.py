@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Sequence
+from itertools import chain, count
 from pathlib import Path
 
 import huggingface_hub
@@ -99,8 +100,8 @@ def names(locations: Iterable[Location], taken: Iterable[str] = RESERVED) -> dic
     for location in locations:
         parts = [part for part in str(location.path or location.hub).split("/") if part]
         short, longer = word(parts[-1]), word("-".join(parts[-2:]))
-        numbered = (f"{short[:60]}-{number}" for number in range(2, 1000))
-        found[location] = next(name for name in (short, longer, *numbered) if name not in used)
+        numbered = (f"{short[:56]}-{number}" for number in count(2))
+        found[location] = next(name for name in chain((short, longer), numbered) if name not in used)
         used.add(found[location])
     return found
 

@@ -20,10 +20,13 @@ EXACT = 24
 def numeric_notes(sums: Sums, name: Callable[[Location], str], base: Checkpoint | None) -> Iterator[str]:
     """What makes bits differ: mergekit's linear adds with fused multiply-add where the processor has it."""
     dtype = dtype_of(base) or "BF16"
-    sums_of_more = [total for total in sums.all() if len(total.terms) > 1]
-    rounded = first(t for t in sums_of_more if any(too_long(weight, dtype) for _, weight in t.terms))
-    divided = first(t for t in (sums.all() if dtype == "F32" else sums_of_more) if t.divided)
-    ordered = first(t for t in sums_of_more if not in_order([name(place) for place, _ in t.terms]))
+    blends = [total for total in sums.all() if len(total.terms) > 1]
+    long = [total for total in blends if any(too_long(weight, dtype) for _, weight in total.terms)]
+    rounded = next(iter(long), None)
+    divided = next((total for total in (sums.all() if dtype == "F32" else blends) if total.divided), None)
+    # Few digits in all weights make the order all but meaningless.
+    candidates = blends if dtype == "F32" else long
+    ordered = next((t for t in candidates if not in_order([name(place) for place, _ in t.terms])), None)
     if rounded:
         yield (
             f"{shown(rounded, name)}: products with such weights do not fit float32. layerloom rounds each; mergekit "
@@ -89,10 +92,6 @@ def in_order(names: list[str]) -> bool:
     """Whether a sum in this order is the one in order of name, the base first; the first two may change places."""
     wanted = sorted(names, key=lambda name: (name != "base", name))
     return names[2:] == wanted[2:]
-
-
-def first(found: Iterator[Sum]) -> Sum | None:
-    return next(found, None)
 
 
 def shown(total: Sum, name: Callable[[Location], str]) -> str:

@@ -17,6 +17,7 @@ from .configuration import Configuration, Input, Module, Parameters, Reference, 
 FLOAT, BOOL, SCALE = TypeAdapter(float), TypeAdapter(bool), TypeAdapter(float | None)
 STAND_INS = ("self_attn.o_proj.weight", "mlp.up_proj.weight", "input_layernorm.weight")
 STEM = ("model.embed_tokens.weight", "model.norm.weight")
+MOST_LAYERS = 9999
 CLOSE = 1e-9
 """How far from 1 the sum of decimals may be that are meant to sum to 1; as in plan.make_blend."""
 
@@ -121,7 +122,9 @@ class Summing:
                         f"{place + item.length - 1}; a composition leaves layers in their place, and repeats none",
                     )
             place += item.length
-        if depth is None:
+        if place > MOST_LAYERS:
+            self._problem("slices", f"give {place} layers, more than any model has")
+        elif depth is None:
             self.findings.notes["depth"] = f"the base is not on this machine: that it has {place} layers is not checked"
         elif place != depth and not self.findings.problems:
             self._problem("slices", f"give {place} layers, and the base has {depth}")
