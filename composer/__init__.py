@@ -10,6 +10,7 @@ from .sources.archive import Archive, ArchiveFile
 from .sources.checkpoint import Checkpoint, TensorInfo
 from .sources.manifest import Manifest
 from .sources.source import Source, open_source
+from .tools.convert import Converted, convert
 from .tools.extract import extract
 from .tools.inspect import Report, Row, inspect
 from .tools.merge import Difference, merge, tensors, verify
@@ -28,6 +29,7 @@ __all__ = [
     "Checkpoint",
     "ComposeError",
     "Composition",
+    "Converted",
     "Difference",
     "Engine",
     "Expert",
@@ -44,6 +46,7 @@ __all__ = [
     "Suggestion",
     "TensorInfo",
     "UnknownName",
+    "convert",
     "describe_blend",
     "draw",
     "extract",

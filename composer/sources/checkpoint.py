@@ -13,6 +13,7 @@ import torch
 from layerloom.composer.errors import ComposeError, quoted
 from layerloom.composer.files import read_json
 
+from .pickled import advice
 from .tensorfile import TensorFile
 
 SINGLE = "model.safetensors"
@@ -101,7 +102,7 @@ class Checkpoint:
             return {self.path / SINGLE: None}
         index = self.path / INDEX
         if not index.exists():
-            raise ComposeError(f"{self.path}: has neither {SINGLE} nor {INDEX}")
+            raise ComposeError(f"{self.path}: has neither {SINGLE} nor {INDEX}{advice(self.path)}")
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise ComposeError(f"{index}: has no weight_map")

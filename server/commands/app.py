@@ -2,7 +2,7 @@
 
 import typer
 
-from . import compositions, engines, experts, mergekit
+from . import compositions, engines, experts, imports
 
 app = typer.Typer(
     help="Serve many layer-swapped language models from one copy of the base.",
@@ -20,6 +20,7 @@ for command in (
     experts.extract,
     experts.inspect,
     experts.suggest,
-    mergekit.import_mergekit,
+    imports.import_mergekit,
+    imports.convert,
 ):
     app.command()(command)

@@ -1,4 +1,4 @@
-"""mergekit: the command that takes over what mergekit is told."""
+"""imports: the commands that take over what other tools have written."""
 
 from pathlib import Path
 from typing import Annotated
@@ -30,3 +30,17 @@ def import_mergekit(
     experts = ", ".join(f"{expert} ({kind})" for expert, kind in made.experts.items())
     shown = f"wrote {made.path}: {made.name}, of {experts or 'the base alone'}"
     out.print(shown, markup=False, highlight=False, soft_wrap=True)
+
+
+def convert(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="a checkpoint or adapter with pickled weights")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="directory to write; by default DIR-safetensors")
+    ] = None,
+) -> None:
+    """Writes a checkpoint or adapter of pickled weights (.bin) as safetensors."""
+    with clear_errors(), err.status("converting"):
+        made = composer.convert(directory, output)
+    for note in made.notes:
+        err.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+    out.print(f"wrote {made.path}", markup=False, highlight=False, soft_wrap=True)
