@@ -113,7 +113,8 @@ def _problem(detail: Any, known: list[str]) -> str:
     where = ".".join(key if key.isprintable() and len(key) <= 64 else quoted(key) for key in keys)
     if detail["type"] == "extra_forbidden":
         close = nearest(keys[-1], known)
-        return f"{where}: there is no such key{f' (did you mean {close!r}?)' if close else ''}"
+        hint = f" (did you mean {close!r}?)" if close and close != keys[-1] else ""
+        return f"{where}: there is no such key{hint}"
     if detail["type"] == "missing":
         return f"{where}: is missing"
     shown = "" if isinstance(detail["input"], dict | list) else f", not {quoted(detail['input'])}"

@@ -35,8 +35,10 @@ Parameters = dict[str, Setting] | None
 
 def _split(mark: str, first: str, second: str) -> BeforeValidator:
     def split(value: Any) -> Any:
-        if not isinstance(value, str):
+        if isinstance(value, dict | Strict):
             return value
+        if not isinstance(value, str):
+            raise ValueError(f"is no model: give a directory or org/name, not {quoted(value)}")
         parts = value.split(mark)
         if len(parts) > 2:
             raise ValueError(f"has more than one {mark}")

@@ -59,7 +59,7 @@ def import_mergekit(
     problems = list(refusals(config))
     if problems:
         raise FamilyError([f"{file}: {problem}" for problem in problems])
-    chosen = base_of(config, base)
+    chosen = base_of(file, config, base)
     models = Models(config, chosen, (Path.cwd(), file.parent), problems)
     if problems:
         raise FamilyError([f"{file}: {problem}" for problem in problems])
@@ -87,30 +87,34 @@ def import_mergekit(
         # The family's own recipe is for its pairs, and the default has four zones.
         entries["recipe"] = {"transition": 0}
     notes = [*findings.notes.values(), *numeric_notes(sums, models.name, checkpoint), *other_notes(config, checkpoint)]
-    notes += [f"{place.hub} is taken from the hub: there is no such directory" for place in models.written if place.hub]
+    hubs = [place.hub for place in models.written if place.hub]
+    if hubs:
+        notes.append(f"from the hub, as there is no such directory: {listed(hubs)}")
     write(out, entries, f"From {quoted(file.name)}, a configuration of mergekit.")
     return Imported(out, label, kinds, tuple(notes))
 
 
-def base_of(config: Configuration, base: str | None) -> Reference:
+def base_of(file: Path, config: Configuration, base: str | None) -> Reference:
     """What is given, or stated, or that on which all adapters are. Raises ComposeError."""
     if base is not None:
         try:
             return TypeAdapter[Reference](Model).validate_python(base)
         except ValidationError as error:
-            raise ComposeError(f"{quoted(base)} is no model: {error.errors()[0]['msg']}") from error
+            raise ComposeError(
+                f"--base {quoted(base)}: {error.errors()[0]['msg'].removeprefix('Value error, ')}"
+            ) from error
     slices = [item for part in config.parts for item in part.slices or ()]
     stated = config.base_model or next((item.base_model for item in slices if item.base_model), None)
     if stated is not None:
         if stated.lora is not None:
-            raise ComposeError(f"{quoted(stated)}: a base is no adapter; merge it with PEFT first")
+            raise ComposeError(f"{file}: {quoted(stated)}: a base is no adapter; merge it with PEFT first")
         return stated
     used = references(config)
     under = {reference.model for reference in used}
     if len(under) == 1 and any(reference.lora for reference in used):
         return Reference(model=under.pop())
     raise ComposeError(
-        "the configuration has no base_model: give --base DIRECTORY, or --base org/name, the model of which "
+        f"{file}: has no base_model: give --base DIRECTORY, or --base org/name, the model of which "
         f"{listed([str(reference) for reference in used])} are fine-tunes"
     )
 

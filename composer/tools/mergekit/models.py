@@ -99,7 +99,7 @@ def names(locations: Iterable[Location], taken: Iterable[str] = RESERVED) -> dic
     found: dict[Location, str] = {}
     for location in locations:
         parts = [part for part in str(location.path or location.hub).split("/") if part]
-        short, longer = word(parts[-1]), word("-".join(parts[-2:]))
+        short, longer = (word("-".join(parts[-most:])) for most in (1, 2))
         numbered = (f"{short[:56]}-{number}" for number in count(2))
         found[location] = next(name for name in chain((short, longer), numbered) if name not in used)
         used.add(found[location])

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from layerloom.composer.errors import listed
 from layerloom.composer.family.entries import Location
 from layerloom.composer.sources.checkpoint import Checkpoint
 
@@ -52,11 +53,13 @@ def other_notes(config: Configuration, base: Checkpoint | None) -> Iterator[str]
     if config.chat_template is not None:
         yield "chat_template is not taken: a composition has the base's"
     source = config.tokenizer.source if config.tokenizer else config.tokenizer_source
-    if source is not None and str(source) != "base" and source != config.base_model:
-        yield f"the tokenizer of {source} is not taken: a composition has the base's"
-    for reference in references(config):
-        if reference.lora is not None:
-            yield f"{reference}: mergekit merges the adapter with PEFT first, which may round elsewhere"
+    if source is not None:
+        if str(source) != "base" and source != config.base_model:
+            yield f"the tokenizer of {source} is not taken: a composition has the base's"
+        yield "where embeddings have more rows than the tokenizer has tokens, mergekit cuts them; nothing is cut here"
+    adapters = [str(reference) for reference in references(config) if reference.lora is not None]
+    if adapters:
+        yield f"{listed(adapters)}: merged in the dtype of the base; mergekit does so without --lora-merge-dtype"
     taken = {"linear": ("weight", "normalize"), "passthrough": ("scale",)}[config.merge_method]
     unused = sorted(set(parameters(config)) - set(taken))
     if unused:

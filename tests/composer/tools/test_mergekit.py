@@ -201,6 +201,10 @@ def test_weights_that_only_nearly_sum_to_one_let_no_base_in(root, imported):
         ({"out_dtype": "float32"}, "mergekit would write float32; a composition has the dtype of the base, bfloat16"),
         ({"chat_template": "chatml"}, "chat_template is not taken"),
         ({"tokenizer_source": "math"}, "the tokenizer of math is not taken"),
+        (
+            {"tokenizer": {"source": "base"}},
+            "where embeddings have more rows than the tokenizer has tokens, mergekit cuts",
+        ),
         ({"models": models(("math", 1), ("swahili", 2), ("base", 0))["models"]}, "adds up first and then divides"),
         ({"models": models(("math", 1))["models"]}, "base_model has no weight, and 0 here"),
     ],
@@ -227,6 +231,9 @@ SOUP = models(("math", 0.5), ("swahili", 0.5), ("base", 0))
         ({"tokenizer": {"source": "base", "tokens": {"<x>": {}}}}, "tokenizer.tokens: a composition has the base's"),
         ({"base_model": None}, "has no base_model: give --base DIRECTORY"),
         ({"base_model": "nowhere"}, "'nowhere': no such directory, and no name of the hub's"),
+        ({"base_model": 5}, "base_model: is no model: give a directory or org/name, not '5'"),
+        ({"base_model": "base+math"}, "'base.math': a base is no adapter"),
+        ({"weight": 1}, "swap.yml: weight: there is no such key$"),
         ({"basemodel": "base"}, "basemodel: there is no such key .did you mean 'base_model'"),
         ({"parameters": {"normalize": "perhaps"}}, "normalize: 'perhaps' is no boolean"),
         ({"modules": {"text": {"models": SOUP["models"]}}, "models": None}, "modules.text: only language models"),
@@ -293,7 +300,7 @@ def test_models_of_the_hub(imported, monkeypatch):
         "math": {"kind": "task", "path": "math"},
     }
     assert "the base is not on this machine: that it has 9 layers is not checked" in made.notes
-    assert "org/base is taken from the hub: there is no such directory" in made.notes
+    assert "from the hub, as there is no such directory: org/base, org/Swahili-1B" in made.notes
     made.path.unlink()
     with pytest.raises(FamilyError, match="filters: filters need the names of the base's tensors; download"):
         imported(models(("math", [{"filter": "mlp", "value": 1}, {"value": 2}]), base_model="org/base"))
@@ -319,6 +326,8 @@ def test_names_and_paths(root, imported, tmp_path_factory):
     made = imported(config, languages=["b-final"], tasks=["final"], base=str(elsewhere / "Base"))
     assert made.experts == {"final": "task", "b-final": "language", "family-base": "task"}
     made.path.unlink()
+    with pytest.raises(ComposeError, match="--base 'a@b@c': has more than one @"):
+        imported(config, base="a@b@c")
     with pytest.raises(ComposeError, match=r"there is no expert .finale. .did you mean .final."):
         imported(config, languages=["finale"])
 
@@ -328,7 +337,7 @@ def test_adapters_name_their_base(imported):
     made = imported({key: value for key, value in config.items() if value is not None})
     written = yaml.safe_load(made.path.read_text())
     assert written["base"] == {"path": "base"} and written["experts"]["math"]["path"] == "math"
-    assert "base+math: mergekit merges the adapter with PEFT first" in made.notes[0]
+    assert made.notes[0].startswith("base+math, base+swahili: merged in the dtype of the base")
 
 
 def test_yaml_is_read_as_family_yaml_is(root, imported):
