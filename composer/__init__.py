@@ -10,9 +10,11 @@ from .sources.archive import Archive, ArchiveFile
 from .sources.checkpoint import Checkpoint, TensorInfo
 from .sources.manifest import Manifest
 from .sources.source import Source, open_source
+from .tools.convert import Converted, convert
 from .tools.extract import extract
 from .tools.inspect import Report, Row, inspect
 from .tools.merge import Difference, merge, tensors, verify
+from .tools.mergekit.imported import Imported, import_mergekit
 from .tools.picture import draw
 from .tools.quality import Quality, quality
 from .tools.suggest import Suggestion, suggest
@@ -27,11 +29,13 @@ __all__ = [
     "Checkpoint",
     "ComposeError",
     "Composition",
+    "Converted",
     "Difference",
     "Engine",
     "Expert",
     "Family",
     "FamilyError",
+    "Imported",
     "LayerBlend",
     "Manifest",
     "Plan",
@@ -42,9 +46,11 @@ __all__ = [
     "Suggestion",
     "TensorInfo",
     "UnknownName",
+    "convert",
     "describe_blend",
     "draw",
     "extract",
+    "import_mergekit",
     "inspect",
     "kind_of",
     "merge",

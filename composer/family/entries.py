@@ -85,6 +85,15 @@ KEYS = sorted({key for model in MODELS for key in model.model_fields})
 
 def read_entries(path: Path) -> Entries:
     """family.yaml. Raises FamilyError with every key that is wrong, or ComposeError when there is no such file."""
+    content = read_yaml(path, Entries)
+    try:
+        return Entries.model_validate(content)
+    except ValidationError as error:
+        raise FamilyError(wrong_keys(path, error, KEYS)) from error
+
+
+def read_yaml(path: Path, model: type[BaseModel]) -> dict[Any, Any]:
+    """The mapping that a file in YAML holds; `model` says which keys it may have. Raises as `read_entries` does."""
     with naming(path):
         text = read_bytes(path, MOST).decode("utf-8")
     try:
@@ -95,19 +104,22 @@ def read_entries(path: Path) -> Entries:
         reason = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read as YAML"
         raise FamilyError([f"{path}: {place}{reason}"]) from error
     if not isinstance(content, dict):
-        raise FamilyError([f"{path}: is not a mapping with the keys {', '.join(Entries.model_fields)}"])
-    try:
-        return Entries.model_validate(content)
-    except ValidationError as error:
-        raise FamilyError([f"{path}: {_problem(detail)}" for detail in error.errors()]) from error
+        raise FamilyError([f"{path}: is not a mapping with the keys {', '.join(model.model_fields)}"])
+    return content
 
 
-def _problem(detail: Any) -> str:
+def wrong_keys(path: Path, error: ValidationError, known: list[str]) -> list[str]:
+    """A line for each key that is wrong; one that is not `known` is told what it may have meant."""
+    return [f"{path}: {_problem(detail, known)}" for detail in error.errors()]
+
+
+def _problem(detail: Any, known: list[str]) -> str:
     keys = [str(key) for key in detail["loc"] if not str(key).startswith("<")]
     where = ".".join(key if key.isprintable() and len(key) <= 64 else quoted(key) for key in keys)
     if detail["type"] == "extra_forbidden":
-        close = nearest(keys[-1], KEYS)
-        return f"{where}: there is no such key{f' (did you mean {close!r}?)' if close else ''}"
+        close = nearest(keys[-1], known)
+        hint = f" (did you mean {close!r}?)" if close and close != keys[-1] else ""
+        return f"{where}: there is no such key{hint}"
     if detail["type"] == "missing":
         return f"{where}: is missing"
     shown = "" if isinstance(detail["input"], dict | list) else f", not {quoted(detail['input'])}"

@@ -6,6 +6,8 @@ from pathlib import Path
 from layerloom.composer.errors import ComposeError, listed, quoted
 from layerloom.composer.files import read_json
 
+from .pickled import advice, is_metas
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -44,7 +46,7 @@ def _instead(path: Path) -> str:
     parts = sorted(file.name for file in path.glob("model-*-of-*.safetensors"))
     if parts:
         return f"; it has {listed(parts)}, whose index is missing: fetch that too"
-    own = sorted(file.name for file in [*path.glob("consolidated*.safetensors"), *path.glob("consolidated*.pth")])
+    own = sorted(file.name for file in path.iterdir() if is_metas(file.name))
     if own:
         return f"; it has {listed(own)}, in the names of its maker's own code: give the model in Hugging Face's format"
-    return ""
+    return advice(path)

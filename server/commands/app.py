@@ -2,7 +2,7 @@
 
 import typer
 
-from . import compositions, engines, experts
+from . import compositions, engines, experts, imports
 
 app = typer.Typer(
     help="Serve many layer-swapped language models from one copy of the base.",
@@ -20,5 +20,7 @@ for command in (
     experts.extract,
     experts.inspect,
     experts.suggest,
+    imports.import_mergekit,
+    imports.convert,
 ):
     app.command()(command)

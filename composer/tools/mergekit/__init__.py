@@ -1,0 +1,1 @@
+"""mergekit: its configurations, made into families where the two mean the same."""
