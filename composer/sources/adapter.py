@@ -38,6 +38,7 @@ class Adapter:
         self._keys = sort_keys(self._file)
         fit = LoraFit(self.lora, self._keys, self._file, base)
         self._scales, self._indices = fit.scales, fit.indices
+        self._changed = frozenset(self._keys.changed)
         self.config: dict[str, Any] = base.config
         self.depth = base.depth
         self.stem = base.stem
@@ -46,10 +47,9 @@ class Adapter:
     @cached_property
     def tensors(self) -> dict[str, TensorInfo]:
         """The base's tensors; those the adapter changes are in its file."""
-        changed = self._keys.changed
         file = self.path / WEIGHTS
         return {
-            name: TensorInfo(file, info.dtype, info.shape) if name in changed else info
+            name: TensorInfo(file, info.dtype, info.shape) if name in self._changed else info
             for name, info in self.base.tensors.items()
         }
 
@@ -69,13 +69,13 @@ class Adapter:
             a, b = self._get(pair.a), self._get(pair.b)
             left, right = (a.T, b.T) if pair.embedding else (b, a)
             found = plus_product(found, left, right, self._scales[name])
-        return self._finite(found, f"{name}: its sum with the base") if name in keys.changed else found
+        return self._finite(found, f"{name}: its sum with the base") if name in self._changed else found
 
     def packing(self, names: Sequence[str]) -> Lowrank | None:
         """The codec with which the matrices of `names` can stay factors; None where one of them is stored otherwise."""
         for name in names:
             kept = name in self._keys.pairs and not self._keys.pairs[name].embedding and name not in self._keys.whole
-            if name in self._keys.changed and len(self.base.tensors[name].shape) > 1 and not kept:
+            if name in self._changed and len(self.base.tensors[name].shape) > 1 and not kept:
                 return None
         return self._lowrank
 

@@ -129,7 +129,9 @@ class LoraConfig(BaseModel):
         if layers is None or layers == []:
             return True
         found = next((match for pattern in self._compiled.layers if (match := pattern.match(name))), None)
-        return found is not None and int(found["idx"]) in (layers if isinstance(layers, list) else [layers])
+        # An expression with an alternative outside brackets may match without the number.
+        index = found["idx"] if found is not None else None
+        return index is not None and int(index) in (layers if isinstance(layers, list) else [layers])
 
     @cached_property
     def _compiled(self) -> "Compiled":
@@ -141,23 +143,23 @@ class Compiled:
 
     def __init__(self, config: LoraConfig) -> None:
         watch = Watch()
-        self.targets = Names(config.target_modules, watch)
-        self.excluded = Names(config.exclude_modules, watch)
-        self.ranks = Patterns(config.rank_pattern, watch)
-        self.alphas = Patterns(config.alpha_pattern, watch)
+        self.targets = Names("target_modules", config.target_modules, watch)
+        self.excluded = Names("exclude_modules", config.exclude_modules, watch)
+        self.ranks = Patterns("rank_pattern", config.rank_pattern, watch)
+        self.alphas = Patterns("alpha_pattern", config.alpha_pattern, watch)
         patterns = config.layers_pattern or []
         self.layers = [
-            Expression(pattern, watch, rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.")
+            Expression("layers_pattern", pattern, watch, rf"(?:^|.*?\.){pattern}\.(?P<idx>\d+)\.")
             for pattern in ([patterns] if isinstance(patterns, str) else patterns)
-        ] or [Expression(r".*?\.[^.]*\.(?P<idx>\d+)\.", watch)]
+        ] or [Expression("layers_to_transform", r".*?\.[^.]*\.(?P<idx>\d+)\.", watch)]
 
 
 class Names:
     """Names of modules: those that an expression matches whole, or that end, from a dot on, with one of a list."""
 
-    def __init__(self, wanted: str | list[str] | None, watch: Watch) -> None:
+    def __init__(self, key: str, wanted: str | list[str] | None, watch: Watch) -> None:
         expression = isinstance(wanted, str) and wanted != "" and wanted.lower() != ALL_LINEAR
-        self._expression = Expression(str(wanted), watch) if expression else None
+        self._expression = Expression(key, str(wanted), watch) if expression else None
         self._ends = frozenset(wanted if isinstance(wanted, list) else ())
 
     def has(self, name: str) -> bool:

@@ -37,16 +37,16 @@ class LoraFit:
         try:
             for name in keys.pairs:
                 self._check_pair(name)
-            for module in sorted(self._modules):
-                self._check_factors(module)
+            if self._tied:
+                self._check_tied(*self._tied)
             for name in sorted(base.tensors):
+                if name.endswith(".weight") and len(base.tensors[name].shape) == 2:
+                    self._check_factors(name.removesuffix(".weight"))
                 self._check_saved(name)
         except ExpressionError as error:
             raise ComposeError(f"{file.path.with_name(CONFIG)}: {error}") from error
         self._check_biases()
         self._check_rows()
-        if self._tied:
-            self._check_tied(*self._tied)
 
     @cached_property
     def _tied(self) -> tuple[str, str] | None:
@@ -58,12 +58,6 @@ class LoraFit:
         if name is None or len(heads) > 1 or HEAD in self._base.tensors:
             return None
         return name, heads[0] if heads else HEAD
-
-    @cached_property
-    def _modules(self) -> set[str]:
-        """Those that PEFT can put factors on."""
-        names = [*self._base.tensors, *(self._tied or ())]
-        return {n.removesuffix(".weight") for n in names if n.endswith(".weight") and len(self._info(n).shape) == 2}
 
     def _info(self, name: str) -> TensorInfo:
         return self._base.tensors[self._tied[0] if self._tied and name == self._tied[1] else name]
@@ -197,9 +191,10 @@ class LoraFit:
         """That an adapter of tied embeddings changes both sides, and alike: no checkpoint holds what PEFT runs else."""
         keys = self._keys
         changed = {name for name in (embedding, head) if name in keys.changed}
-        if not changed or (changed == {embedding} and (self._config.ensure_weight_tying or embedding in keys.rows)):
+        # Where the rows of an embedding are replaced, PEFT replaces the head's too.
+        if not changed or (changed == {embedding} and embedding in keys.rows):
             return
-        advice = "train it with ensure_weight_tying, or on a base with tie_word_embeddings false"
+        advice = "train it with modules_to_save and ensure_weight_tying, or on a base with tie_word_embeddings false"
         if len(changed) == 1:
             raise self._error(keys.changed[changed.pop()], f"{TIED}; the adapter changes one side alone; {advice}")
         if not (self._same_product(embedding, head) and self._same_weight(embedding, head)):

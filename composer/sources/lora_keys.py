@@ -20,8 +20,9 @@ SUFFIXES = {
     ".token_adapter.trainable_tokens_delta": ("rows", ".weight"),
 }
 BASE_LAYER = ".base_layer."
-# Where PEFT's wrappers keep what stands for the base's own tensor; the adapter's name is left out when PEFT saves.
-WRAPPED = re.compile(r"\.(?:base_layer|modules_to_save(?:\.[^.]+(?=\.[^.]+$))?)\.(?=[^.]+$)")
+# Where PEFT's wrappers keep what stands for the base's own tensor. PEFT leaves "modules_to_save" and the adapter's name
+# out when it saves; a trainer's state has them.
+WRAPPED = re.compile(r"\.(?:base_layer|modules_to_save\.default|modules_to_save)\.")
 # A copy of the base's tensor, which the adapter does not use.
 UNUSED = ".original_module."
 SAVE = "save the adapter with PEFT's save_pretrained"
@@ -117,7 +118,7 @@ def _kind(name: str) -> str:
     """Why a tensor of this name is not one that can be read."""
     named = re.search(r"lora_(?:embedding_)?[AB]\.([^.]+)(?:\.(?:weight|bias))?$", name)
     if named:
-        return f"has an adapter's name in it ({quoted(named[1])}), as in a training state; {SAVE}, which leaves it out"
+        return f"has an adapter's name in it ({quoted(named[0])}), as in a training state; {SAVE}, which leaves it out"
     if "lora_magnitude_vector" in name:
         return "is of no kind that can be read: it is DoRA's; merge the adapter with PEFT first"
     return "is of no kind that can be read; merge the adapter with PEFT first"
