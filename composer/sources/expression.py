@@ -31,8 +31,8 @@ class ExpressionError(ComposeError):
 class Watch:
     """The time left to the expressions of one config."""
 
-    def __init__(self, seconds: float = SECONDS) -> None:
-        self.left = seconds
+    def __init__(self) -> None:
+        self.left = SECONDS
 
 
 class Expression:

@@ -188,7 +188,8 @@ def read_lora_config(file: Path) -> LoraConfig:
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         place = ".".join(map(str, detail["loc"]))
-        raise ComposeError(f"{file}: {quoted(place)[1:-1]}: {detail['msg']}, not {quoted(detail['input'])}") from error
+        found = "" if detail["type"] == "missing" else f", not {quoted(detail['input'])}"
+        raise ComposeError(f"{file}: {quoted(place)[1:-1]}: {detail['msg']}{found}") from error
     except ExpressionError as error:
         raise ComposeError(f"{file}: {error}") from error
     return config

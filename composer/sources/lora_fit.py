@@ -31,6 +31,8 @@ class LoraFit:
         self._check_names()
         for key in keys.lone.values():
             raise self._error(key, f"has no partner; {SAVE}")
+        if not keys.changed:
+            raise ComposeError(f"{file.path}: has nothing of an adapter in it; {SAVE}")
         for name, key in keys.whole.items():
             self._check_shape(key, self._info(name).shape)
             self._check_wrapping(name, key)
@@ -81,7 +83,9 @@ class LoraFit:
         if found.dtype not in DTYPES:
             raise self._error(key, f"dtype {found.dtype} is none of {', '.join(DTYPES)}")
         if found.shape != wanted:
-            raise self._error(key, f"shape {found.shape}, {why} {wanted}: this is the adapter of another model")
+            raise self._error(
+                key, f"shape {found.shape}, {why} {wanted}: this is the adapter of another model, or config"
+            )
 
     def _check_wrapping(self, name: str, key: str) -> None:
         """That PEFT would load the tensor: it has the base's under another name where there are factors."""
@@ -122,13 +126,11 @@ class LoraFit:
 
     def _check_factors(self, module: str) -> None:
         """That all the factors there are to be are there."""
-        file, bias = self._file.path, f"{module}.bias"
+        file = self._file.path
         there = any(f"{name}.weight" in self._keys.pairs for name in self._also(module))
         if self._config.lists_targets and not there and self._targets(module):
             raise ComposeError(f"{file}: {module}: has no factors, and {CONFIG} names it as a target")
-        if bias in self._keys.biases and not (there and self._config.lora_bias):
-            raise self._error(self._keys.biases[bias], f"{CONFIG} does not speak of it: lora_bias is not true")
-        if self._config.lora_bias and there and bias not in self._keys.biases:
+        if self._config.lora_bias and there and f"{module}.bias" not in self._keys.biases:
             raise ComposeError(f"{file}: {module}: has no lora_B.bias, and {CONFIG} has lora_bias; {MERGE}")
 
     def _check_saved(self, name: str) -> None:
@@ -144,7 +146,10 @@ class LoraFit:
                 raise self._error(self._keys.changed[name], f"{CONFIG} has {module} in modules_to_save; {MERGE}")
 
     def _check_biases(self) -> None:
-        """That a trained bias is there for all that `bias` in the config is about."""
+        """That a bias to add has factors beside it, and that there is a trained one for all that `bias` is about."""
+        for name, key in self._keys.biases.items():
+            if not self._config.lora_bias or f"{name.removesuffix('.bias')}.weight" not in self._keys.pairs:
+                raise self._error(key, f"there are no factors beside it, or {CONFIG} has no lora_bias; {SAVE}")
         kind = self._config.bias
         if kind == "none":
             return
@@ -163,6 +168,8 @@ class LoraFit:
     def _check_rows(self) -> None:
         for name, key in self._keys.rows.items():
             listed = self._config.token_indices(name.removesuffix(".weight"))
+            if not name.endswith((EMBEDDING, HEAD)):
+                raise self._error(key, f"has rows of {name}, which is no embedding")
             rows, columns = self._info(name).shape
             if listed is None:
                 raise self._error(key, f"{CONFIG} does not say of which tokens these are (trainable_token_indices)")
@@ -206,9 +213,11 @@ class LoraFit:
         ours, theirs = self._keys.pairs.get(embedding), self._keys.pairs.get(head)
         if ours is None or theirs is None:
             return ours is theirs
-        read = self._file.read
-        same = torch.equal(read(ours.b).T, read(theirs.a)) and torch.equal(read(ours.a).T, read(theirs.b))
-        return same and self.scales[embedding] == self.scales[head]
+        equal = all(
+            torch.equal(self._file.read(one).float().T, self._file.read(other).float())
+            for one, other in ((ours.b, theirs.a), (ours.a, theirs.b))
+        )
+        return equal and self.scales[embedding] == self.scales[head]
 
     def _same_weight(self, embedding: str, head: str) -> bool:
         if self._keys.rows.keys() & {embedding, head}:

@@ -68,11 +68,10 @@ class LoraKeys:
 def open_weights(directory: Path, revision: object) -> TensorFile:
     """The adapter's tensors. Raises ComposeError."""
     file = directory / WEIGHTS
-    if not file.exists() and (directory / PICKLED).exists():
-        raise ComposeError(
-            f"{directory / PICKLED}: is a pickle, which can run code when it is read, and there is no {WEIGHTS} beside "
-            f"it; write that once with: layerloom convert {directory}"
-        )
+    if not file.exists():
+        pickled = directory / PICKLED
+        found = f"{pickled}: is a pickle, and there is no {WEIGHTS}" if pickled.exists() else f"{file}: No such file"
+        raise ComposeError(f"{found}; {PICKLED} is turned into {WEIGHTS} with: layerloom convert {directory}")
     return TensorFile(file, revision)
 
 

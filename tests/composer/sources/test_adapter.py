@@ -207,5 +207,5 @@ def test_an_adapter_in_a_folder(base, tmp_path):
 
 def test_a_pickle_is_not_read(base, path):
     (write(path, factors()) / "adapter_model.safetensors").rename(path / "adapter_model.bin")
-    with pytest.raises(ComposeError, match=rf"adapter_model.bin: is a pickle.*: layerloom convert {path}"):
+    with pytest.raises(ComposeError, match=rf"adapter_model.bin: is a pickle.*with: layerloom convert {path}"):
         Adapter(path, base)

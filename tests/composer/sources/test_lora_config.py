@@ -268,7 +268,7 @@ EVIL = r"(?:.*?){0,99}[A-Z]"
     [{"target_modules": EVIL}, {"target_modules": "all-linear", "exclude_modules": EVIL}, {"rank_pattern": {EVIL: 2}}],
 )
 def test_an_expression_that_would_take_for_ever(base, path, config, monkeypatch):
-    monkeypatch.setattr("layerloom.composer.sources.expression.Watch.__init__.__defaults__", (0.2,))
+    monkeypatch.setattr("layerloom.composer.sources.expression.SECONDS", 0.2)
     start = time.process_time()
     with pytest.raises(ComposeError, match=r"adapter_config.json: .*takes more than .* name the modules in a list"):
         Adapter(write(path, factors(), **config), base)

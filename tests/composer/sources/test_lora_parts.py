@@ -86,7 +86,7 @@ def test_the_bias_of_the_second_factor_is_added_scaled(biased, path, config, sca
         wanted = (biased.read(name).float() + scale * tensors[f"{prefix(layer, Q)}.lora_B.bias"]).bfloat16()
         assert torch.equal(adapter.read(name), wanted)
     assert adapter.packing(adapter.layer(0)) is not None
-    with pytest.raises(ComposeError, match=r"lora_B.bias: adapter_config.json does not speak of it: lora_bias is not"):
+    with pytest.raises(ComposeError, match=r"lora_B.bias: there are no factors beside it, or .* has no lora_bias"):
         Adapter(write(path, tensors, target_modules=["q_proj"]), biased)
     del tensors[f"{prefix(3, Q)}.lora_B.bias"]
     with pytest.raises(ComposeError, match=r"layers.3.self_attn.q_proj: has no lora_B.bias, and .* has lora_bias"):
@@ -110,3 +110,24 @@ def test_biases_that_the_base_has_not(base, biased, path):
         Adapter(write(path, factors(), bias="all"), base)
     with pytest.raises(ComposeError, match=r"bias 'lora_only': the base .* has none there"):
         Adapter(write(path, factors(modules=[UP]), bias="lora_only", target_modules=["up_proj"]), biased)
+
+
+def test_a_bias_without_factors(root, path):
+    tensors = {**make_tensors(0), "model.norm.bias": noise(HIDDEN).bfloat16()}
+    write_checkpoint(root / "normed", tensors)
+    key = "base_model.model.model.norm.lora_B.bias"
+    with pytest.raises(ComposeError, match=rf"{key}: there are no factors beside it"):
+        write(path, {**factors(), key: noise(HIDDEN)}, lora_bias=False)
+        Adapter(path, Checkpoint(root / "normed"))
+
+
+def test_rows_of_what_is_no_embedding(base, path):
+    key = "base_model.model.model.norm.token_adapter.trainable_tokens_delta"
+    with pytest.raises(ComposeError, match=r"has rows of model.norm.weight, which is no embedding"):
+        Adapter(write(path, {**factors(), key: noise(1)}, trainable_token_indices={"norm": [1]}), base)
+
+
+@pytest.mark.parametrize("targets", ["all-linear", None])
+def test_a_file_with_nothing_in_it(base, path, targets):
+    with pytest.raises(ComposeError, match=r"adapter_model.safetensors: has nothing of an adapter in it"):
+        Adapter(write(path, {}, target_modules=targets), base)
