@@ -176,7 +176,8 @@ def read_lora_config(file: Path) -> LoraConfig:
     content = read_json(file)
     kind = content.get("peft_type")
     if kind != "LORA":
-        raise ComposeError(f"{file}: peft_type is {quoted(kind)}; only LORA can be read: {MERGE}")
+        advice = "merge the adapter with the library that made it"
+        raise ComposeError(f"{file}: peft_type is {quoted(kind)}; only LORA can be read: {advice}")
     for key, value in content.items():
         if reason := _refused(key, value):
             raise ComposeError(f"{file}: {reason}")

@@ -206,6 +206,7 @@ class LoraFit:
             raise self._error(keys.changed[changed.pop()], f"{TIED}; the adapter changes one side alone; {advice}")
         if not (self._same_product(embedding, head) and self._same_weight(embedding, head)):
             raise self._error(keys.changed[head], f"{TIED}; the adapter makes two different ones of them; {advice}")
+        # PEFT runs the one matrix with the product added once; its own merge adds it once for either side.
         for stored in (keys.pairs, keys.whole, keys.rows):
             stored.pop(head, None)
 

@@ -12,6 +12,7 @@ from .adapter import Adapter
 from .archive import Archive
 from .checkpoint import INDEX, SINGLE, Checkpoint, TensorInfo
 from .lora_config import CONFIG as ADAPTER
+from .lora_keys import PICKLED, WEIGHTS
 from .manifest import METADATA
 from .tensorfile import TensorFile
 
@@ -71,6 +72,8 @@ def open_source(path: Path, base: Checkpoint) -> Source:
         if folders:
             found = listed([quoted(folder.name)[1:-1] for folder in folders])
             raise ComposeError(f"{path}: has {len(folders)} adapters, in {found}; give the path of one")
+        if any((path / name).exists() for name in (WEIGHTS, PICKLED)):
+            raise ComposeError(f"{path}: has an adapter's weights and no {ADAPTER}; put that beside them")
     return Checkpoint(path)
 
 

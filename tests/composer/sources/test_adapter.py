@@ -209,3 +209,11 @@ def test_a_pickle_is_not_read(base, path):
     (write(path, factors()) / "adapter_model.safetensors").rename(path / "adapter_model.bin")
     with pytest.raises(ComposeError, match=rf"adapter_model.bin: is a pickle.*with: layerloom convert {path}"):
         Adapter(path, base)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_weights_without_a_config(base, path, name):
+    (write(path, factors()) / "adapter_config.json").unlink()
+    (path / "adapter_model.safetensors").rename(path / name)
+    with pytest.raises(ComposeError, match=r"adapter: has an adapter's weights and no adapter_config.json"):
+        open_source(path, base)
