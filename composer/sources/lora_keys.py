@@ -26,8 +26,6 @@ WRAPPED = re.compile(r"\.(?:base_layer|modules_to_save\.default|modules_to_save)
 # A copy of the base's tensor, which the adapter does not use.
 UNUSED = ".original_module."
 SAVE = "save the adapter with PEFT's save_pretrained"
-
-
 LONGEST_KEY = 200
 
 
