@@ -51,7 +51,8 @@ class Family:
 
     @classmethod
     def load(cls, path: str | Path) -> "Family":
-        """Reads family.yaml, given as the file or its directory, and opens the checkpoints; no weight is read.
+        """Reads family.yaml, given as the file or its directory, and opens the checkpoints; no weight is read,
+        but the embeddings of an adapter that stores both sides of tied ones.
 
         Raises FamilyError with every problem found: in the file, in the names, and where an expert's tensors,
         dtypes, config or tokenizer do not fit the base.

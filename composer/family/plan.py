@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from layerloom.composer.errors import ComposeError
+from layerloom.kernels.compose import left_by
 
 Blend = tuple[tuple[str, float], ...]
 """(expert, weight) sorted by expert, no zero weights; the base has the rest, so () is the base alone."""
@@ -37,8 +38,8 @@ def make_blend(weights: Mapping[str, float]) -> Blend:
 
 def describe_blend(blend: Blend) -> str:
     """For people: "swahili", "0.5 math + 0.5 swahili", "base"."""
-    rest = 1.0 - sum(weight for _, weight in blend)
-    terms = [*([("base", rest)] if abs(rest) > 1e-9 else []), *blend]
+    rest = left_by([weight for _, weight in blend])
+    terms = [*([("base", rest)] if rest else []), *blend]
     if len(terms) == 1 and terms[0][1] == 1.0:
         return terms[0][0]
     return " + ".join(f"{weight:g} {expert}" for expert, weight in terms)

@@ -12,6 +12,7 @@ from layerloom.composer.sources.adapter import Adapter
 from layerloom.composer.sources.archive import Archive
 from layerloom.composer.sources.codecs import DTYPES, Codec, Parts
 from layerloom.kernels import compose
+from layerloom.kernels.compose import left_by
 from layerloom.kernels.delta import Delta, Dense, size
 
 Part = int
@@ -289,7 +290,7 @@ class Bank:
         packings = {expert: self._packing(part, expert) if kept and len(blends) == 1 else None for expert in experts}
         sources = {expert: codec if codec is not None and codec.bitwise else None for expert, codec in packings.items()}
         # What the engine keeps of the base need not be read again.
-        if not kept and any(sum(weight for _, weight in mix) != 1.0 for mix in blends):
+        if not kept and any(left_by([weight for _, weight in mix]) for mix in blends):
             sources["base"] = None
         return sources
 

@@ -6,12 +6,13 @@ from typing import Any, Protocol
 
 import torch
 
-from layerloom.composer.errors import ComposeError
+from layerloom.composer.errors import ComposeError, listed, quoted
 
-from .adapter import CONFIG as ADAPTER
 from .adapter import Adapter
 from .archive import Archive
 from .checkpoint import Checkpoint, TensorInfo
+from .lora_config import CONFIG as ADAPTER
+from .lora_keys import PICKLED, WEIGHTS
 from .manifest import METADATA
 from .shards import INDEX, SINGLE
 from .tensorfile import TensorFile
@@ -62,7 +63,8 @@ def open_source(path: Path, base: Checkpoint) -> Source:
     """An expert of this base, of the kind its files show. Raises ComposeError.
 
     A directory with model.safetensors (or its index) is a checkpoint, one with adapter_config.json a PEFT LoRA adapter,
-    a .safetensors file a delta archive. So is a directory with such a file alone, which is how one comes from the hub.
+    a .safetensors file a delta archive. So is a directory with such a file alone, which is how one comes from the hub,
+    and one whose adapter is in a folder of it, where PEFT saves one that has a name.
     """
     if path.exists() and not path.is_dir():
         return Archive(path, base)
@@ -74,6 +76,14 @@ def open_source(path: Path, base: Checkpoint) -> Source:
             return Archive(files[0], base)
         if files:
             raise ComposeError(f"{path}: has {len(files)} archives; name one of them")
+        folders = sorted(file.parent for file in path.glob(f"*/{ADAPTER}"))
+        if len(folders) == 1:
+            return Adapter(folders[0], base)
+        if folders:
+            found = listed([quoted(folder.name)[1:-1] for folder in folders])
+            raise ComposeError(f"{path}: has {len(folders)} adapters, in {found}; give the path of one")
+        if any((path / name).exists() for name in (WEIGHTS, PICKLED)):
+            raise ComposeError(f"{path}: has an adapter's weights and no {ADAPTER}; put that beside them")
     return Checkpoint(path, base)
 
 

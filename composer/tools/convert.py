@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from layerloom.composer.errors import ComposeError, listed, quoted
 from layerloom.composer.files import read_json
-from layerloom.composer.sources import adapter, shards
+from layerloom.composer.sources import lora_keys, shards
 from layerloom.composer.sources.pickled import ADAPTER, INDEX, SHARD, SINGLE, is_metas, read_pickled
 
 from .merge import MAX_SHARD_BYTES
@@ -66,7 +66,7 @@ def pickles(directory: Path) -> tuple[Mapping[Path, set[str] | None], str]:
     if not directory.is_dir():
         raise ComposeError(f"{directory}: no such directory")
     names = {file.name for file in directory.iterdir()}
-    for target in (shards.SINGLE, shards.INDEX, adapter.WEIGHTS):
+    for target in (shards.SINGLE, shards.INDEX, lora_keys.WEIGHTS):
         if target in names:
             raise ComposeError(f"{directory}: has {target}, which is safetensors already")
     if SINGLE in names:
@@ -74,7 +74,7 @@ def pickles(directory: Path) -> tuple[Mapping[Path, set[str] | None], str]:
     if INDEX in names:
         return _indexed(directory / INDEX), shards.SINGLE
     if ADAPTER in names:
-        return {directory / ADAPTER: None}, adapter.WEIGHTS
+        return {directory / ADAPTER: None}, lora_keys.WEIGHTS
     found = sorted(name for name in names if SHARD.fullmatch(name))
     if found:
         count = int(found[0][-9:-4])

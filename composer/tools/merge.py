@@ -18,6 +18,7 @@ from layerloom.composer.family.plan import Blend, Plan, kind_of
 from layerloom.composer.sources.checkpoint import Checkpoint, TensorInfo, layer_of
 from layerloom.composer.sources.shards import INDEX, SINGLE
 from layerloom.kernels import compose
+from layerloom.kernels.compose import left_by
 
 from .sidecars import write_sidecars
 
@@ -54,7 +55,7 @@ def blended(blend: Blend, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
     weights = [weight for _, weight in blend]
     if weights == [1.0]:
         return sources[0]
-    base = None if sum(weights) == 1.0 else read("base")
+    base = read("base") if left_by(weights) else None
     return compose(torch.empty_like(sources[0]), base, sources, weights)
 
 

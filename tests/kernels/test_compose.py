@@ -68,3 +68,13 @@ def test_arguments_that_do_not_fit():
         compose(a, None, [torch.zeros(5)], [1.0])
     with pytest.raises(ValueError, match="source is"):
         compose(a, None, [a.to(torch.bfloat16)], [1.0])
+
+
+@pytest.mark.parametrize("weights", [(0.7, 0.2, 0.1), (0.1, 0.2, 0.7), (1 / 3, 1 / 3, 1 / 3)])
+def test_decimals_that_miss_one_by_a_bit_leave_nothing_for_the_base(weights):
+    """Which then is not needed; its infinities would be everywhere."""
+    experts = [torch.randn(1000, generator=torch.Generator().manual_seed(seed)).bfloat16() for seed in range(3)]
+    wanted = compose(torch.empty(1000, dtype=torch.bfloat16), None, experts, weights)
+    base = torch.full((1000,), torch.inf).bfloat16()
+    assert torch.equal(compose(torch.empty_like(base), base, experts, weights), wanted)
+    assert bool(wanted.isfinite().all())

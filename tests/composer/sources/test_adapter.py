@@ -1,38 +1,12 @@
 import json
-import math
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from tiny import CONFIG, DEPTH, HIDDEN, VOCAB, make_tensors, write_checkpoint
+from lora import EMBEDDING, HEAD, LORA, SHAPES, UP, Q, factors, noise, prefix, write
+from safetensors.torch import load_file
+from tiny import HIDDEN, VOCAB
 
 from layerloom.composer import Adapter, Checkpoint, ComposeError, Family, extract, merge, open_source, verify
-
-Q, UP = "self_attn.q_proj", "mlp.up_proj"
-SHAPES = {Q: (HIDDEN, HIDDEN), UP: (2 * HIDDEN + 1, HIDDEN)}
-LORA = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "up_proj"], "task_type": "CAUSAL_LM"}
-
-
-def prefix(layer, module):
-    return f"base_model.model.model.layers.{layer}.{module}"
-
-
-def factors(layers=range(DEPTH), modules=(Q, UP), rank=4, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(5)
-    made = {}
-    for layer in layers:
-        for module in modules:
-            rows, columns = SHAPES[module]
-            made[f"{prefix(layer, module)}.lora_A.weight"] = torch.randn(rank, columns, generator=generator).to(dtype)
-            made[f"{prefix(layer, module)}.lora_B.weight"] = torch.randn(rows, rank, generator=generator).to(dtype)
-    return made
-
-
-def write(path, tensors, **config):
-    path.mkdir(exist_ok=True)
-    save_file(tensors, path / "adapter_model.safetensors")
-    (path / "adapter_config.json").write_text(json.dumps({**LORA, **config}))
-    return path
 
 
 @pytest.fixture
@@ -73,33 +47,6 @@ def test_it_is_the_base_plus_the_product(base, path, config, scale, dtype):
             assert adapter.tensors[name].file == path / "adapter_model.safetensors"
 
 
-def test_rank_pattern(base, path):
-    tensors = {**factors(modules=(Q,), rank=2), **factors(modules=(UP,))}
-    adapter = Adapter(write(path, tensors, rank_pattern={r"layers\.\d+\.self_attn\.q_proj": 2}), base)
-    name = f"model.layers.1.{Q}.weight"
-    assert torch.allclose(adapter.read(name).double(), merged(base, tensors, name, 4.0), rtol=2**-8, atol=1e-6)
-
-
-@pytest.mark.parametrize("layers, pattern", [([2, 5], None), ([2, 5], "layers"), (3, ["h", "layers"])])
-def test_layers_to_transform(base, path, layers, pattern):
-    chosen = layers if isinstance(layers, list) else [layers]
-    config = {"layers_to_transform": layers, "layers_pattern": pattern}
-    adapter = Adapter(write(path, factors(chosen), **config), base)
-    changed = {name for name in base.tensors if not torch.equal(adapter.read(name), base.read(name))}
-    assert changed == {f"model.layers.{layer}.{module}.weight" for layer in chosen for module in SHAPES}
-    write(path, factors([*chosen, 6]), **config)
-    with pytest.raises(ComposeError, match=r"layers\.6\..*does not name it as a target"):
-        Adapter(path, base)
-    write(path, factors(chosen[:-1] or [6]), **config)
-    with pytest.raises(ComposeError, match=r"adapter_model.safetensors: "):
-        Adapter(path, base)
-
-
-@pytest.mark.parametrize("targets", [r"model\.layers\.\d+\.(mlp\.up_proj|self_attn\.q_proj)", "all-linear"])
-def test_targets_as_an_expression(base, path, targets):
-    assert Adapter(write(path, factors(), target_modules=targets), base).read(f"model.layers.0.{Q}.weight") is not None
-
-
 def test_modules_to_save_and_embeddings(base, path):
     head = torch.randn(VOCAB, HIDDEN)
     generator = torch.Generator().manual_seed(1)
@@ -120,37 +67,6 @@ def test_modules_to_save_and_embeddings(base, path):
         Adapter(write(path, tensors, **config), base)
 
 
-def test_a_tied_head_cannot_be_replaced(path, root):
-    untied = make_tensors(0)
-    del untied["lm_head.weight"]
-    write_checkpoint(root / "tied", untied, {**CONFIG, "tie_word_embeddings": True})
-    tensors = {**factors(), "base_model.model.lm_head.weight": torch.zeros(VOCAB, HIDDEN)}
-    with pytest.raises(ComposeError, match="it ties its embeddings"):
-        Adapter(write(path, tensors, modules_to_save=["lm_head"]), Checkpoint(root / "tied"))
-
-
-@pytest.mark.parametrize(
-    "config, message",
-    [
-        ({"use_dora": True}, "use_dora: DoRA rescales"),
-        ({"peft_type": "IA3"}, "peft_type is 'IA3'; only LORA"),
-        ({"peft_type": None}, "peft_type is 'None'"),
-        ({"init_lora_weights": "pissa_niter_4"}, "changes the base too"),
-        ({"bias": "all"}, "bias 'all'"),
-        ({"fan_in_fan_out": True}, "fan_in_fan_out is not read"),
-        ({"trainable_token_indices": [1]}, "trainable_token_indices is not read"),
-        ({"r": 0}, "r: "),
-        ({"r": "many"}, "r: "),
-        ({"lora_alpha": math.nan}, "lora_alpha: "),
-        ({"target_modules": "("}, "is no regular expression"),
-        ({"rank_pattern": {"(": 2}}, "is no regular expression"),
-    ],
-)
-def test_configs_that_cannot_be_read(base, path, config, message):
-    with pytest.raises(ComposeError, match=rf"adapter/adapter_config.json: .*{message}"):
-        Adapter(write(path, factors(), **config), base)
-
-
 KEY = f"{prefix(0, Q)}.lora_A.weight"
 
 
@@ -164,7 +80,27 @@ KEY = f"{prefix(0, Q)}.lora_A.weight"
         ({KEY: None, KEY.replace("_A", "_B"): None}, "has no factors"),
         ({f"{prefix(9, Q)}.lora_A.weight": torch.zeros(4, HIDDEN)}, "has no 'model.layers.9"),
         ({f"{prefix(0, 'self_attn.q_norm')}.lora_A.weight": torch.zeros(4, 4)}, "has no partner"),
-        ({f"{prefix(0, Q)}.lora_magnitude_vector": torch.zeros(HIDDEN)}, "is of no kind that can be read"),
+        (
+            {f"{prefix(0, Q)}.lora_magnitude_vector": torch.zeros(HIDDEN)},
+            "is of no kind that can be read: it is DoRA's",
+        ),
+        ({f"{prefix(0, Q)}.lora_A.default.weight": torch.zeros(4, HIDDEN)}, r"name in it \('lora_A.default.weight'\)"),
+        ({f"{prefix(0, Q)}.lora_B.bias": torch.zeros(HIDDEN)}, "to add it to; PEFT cannot merge it either"),
+        ({f"{prefix(0, Q)}.weight": torch.zeros(HIDDEN, HIDDEN)}, "there are factors too"),
+        ({f"{prefix(0, Q)}.base_layer.weight": torch.zeros(HIDDEN, 4)}, "the adapter of another model"),
+        (
+            {f"{prefix(0, 'input_layernorm')}.base_layer.weight": torch.zeros(HIDDEN)},
+            "beneath factors, and there are no",
+        ),
+        ({f"{EMBEDDING}.token_adapter.trainable_tokens_delta": torch.zeros(1, HIDDEN)}, "does not say of which tokens"),
+        (
+            {f"{HEAD}.weight": noise(VOCAB, HIDDEN), f"{HEAD}.modules_to_save.default.weight": noise(VOCAB, HIDDEN)},
+            "of one",
+        ),
+        (
+            {f"{EMBEDDING}.lora_A.weight": torch.zeros(4, HIDDEN), f"{EMBEDDING}.lora_B.weight": torch.zeros(VOCAB, 4)},
+            "does not name it as a target",
+        ),
         ({"transformer.h.0.weight": torch.zeros(2)}, "does not start with base_model.model."),
         ({"base_model.model.lm_head.weight": torch.zeros(4, 4)}, "the adapter of another model"),
         ({"base_model.model.../../x.weight": torch.zeros(4)}, "has no '../../x.weight'"),
@@ -215,3 +151,69 @@ def test_three_kinds_in_one_composition(root, base):
         load_file(root / "flat" / "model.safetensors")[f"model.layers.0.{Q}.weight"],
         base.read(f"model.layers.0.{Q}.weight"),
     )
+
+
+def test_layers_stay_factors_where_they_are_two_and_nothing_else(base, path):
+    tensors = factors([0, 1, 2])
+    tensors[f"{prefix(1, Q)}.base_layer.weight"] = noise(HIDDEN, HIDDEN)
+    tensors[f"{prefix(3, UP)}.weight"] = noise(*SHAPES[UP])
+    tensors[f"{prefix(2, 'input_layernorm')}.weight"] = noise(HIDDEN)
+    tensors |= {f"{EMBEDDING}.lora_embedding_A": noise(8, VOCAB), f"{EMBEDDING}.lora_embedding_B": noise(HIDDEN, 8)}
+    config = {"target_modules": ["q_proj", "up_proj", "embed_tokens"], "layers_to_transform": [0, 1, 2]}
+    config |= {"rank_pattern": {"embed_tokens": 8}, "target_modules": r".*layers\.[012]\..*(q|up)_proj|.*embed_tokens"}
+    adapter = Adapter(write(path, tensors, **config), base)
+    codecs = [adapter.packing(adapter.layer(index)) for index in range(base.depth)]
+    # The embedding's rank is of no layer's, and a vector that is stored whole is read.
+    assert [codec and codec.rank for codec in codecs] == [4, None, 4, None, 4, 4, 4, 4]
+    assert adapter.packing(adapter.stem) is None
+    name = f"model.layers.0.{Q}.weight"
+    parts = adapter.packed(name, codecs[0])
+    assert torch.equal(parts["lora_A"], tensors[f"{prefix(0, Q)}.lora_A.weight"].bfloat16())
+    assert torch.equal(parts["lora_B"], (2.0 * tensors[f"{prefix(0, Q)}.lora_B.weight"]).bfloat16())
+    parts = adapter.packed(f"model.layers.4.{UP}.weight", codecs[0])
+    assert (parts["lora_A"].shape, parts["lora_B"].shape) == ((0, HIDDEN), (SHAPES[UP][0], 0))
+
+
+def test_an_adapter_of_no_layer_leaves_none_packed(base, path):
+    tensors = {f"{HEAD}.lora_A.weight": noise(4, HIDDEN), f"{HEAD}.lora_B.weight": noise(VOCAB, 4)}
+    adapter = Adapter(write(path, tensors, target_modules=["lm_head"]), base)
+    assert adapter.packing(adapter.layer(0)) is None
+    wanted = base.read("lm_head.weight").double() + 2.0 * (noise(VOCAB, 4).double() @ noise(4, HIDDEN).double())
+    assert torch.allclose(adapter.read("lm_head.weight").double(), wanted, rtol=2**-8, atol=1e-6)
+
+
+def test_a_sum_that_is_not_finite_is_refused(base, path):
+    adapter = Adapter(write(path, factors(), lora_alpha=1e40), base)
+    with pytest.raises(
+        ComposeError, match=rf"model.layers.0.{Q}.weight: its sum with the base: has numbers that are not"
+    ):
+        adapter.read(f"model.layers.0.{Q}.weight")
+    with pytest.raises(ComposeError, match="has numbers that are not finite"):
+        adapter.packed(f"model.layers.0.{Q}.weight", adapter.packing(adapter.layer(0)))
+
+
+def test_an_adapter_in_a_folder(base, tmp_path):
+    home = tmp_path / "saved"
+    write(home / "mine", factors())
+    (home / "logs").mkdir()
+    found = open_source(home, base)
+    assert isinstance(found, Adapter) and found.path == home / "mine"
+    write(home / "other", factors())
+    with pytest.raises(ComposeError, match="saved: has 2 adapters, in mine, other; give the path of one"):
+        open_source(home, base)
+    write(home, factors())
+    assert open_source(home, base).path == home
+
+
+def test_a_pickle_is_not_read(base, path):
+    (write(path, factors()) / "adapter_model.safetensors").rename(path / "adapter_model.bin")
+    with pytest.raises(ComposeError, match=rf"adapter_model.bin: is a pickle.*with: layerloom convert {path}"):
+        Adapter(path, base)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_weights_without_a_config(base, path, name):
+    (write(path, factors()) / "adapter_config.json").unlink()
+    (path / "adapter_model.safetensors").rename(path / name)
+    with pytest.raises(ComposeError, match=r"adapter: has an adapter's weights and no adapter_config.json"):
+        open_source(path, base)
