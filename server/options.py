@@ -1,13 +1,14 @@
 """engine: the vLLM settings that make an engine serve a family."""
 
 import os
+import warnings
 from importlib.metadata import entry_points
 from typing import Any
 
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 
-from layerloom.composer import ComposeError, Family, Plan
+from layerloom.composer import ComposeError, ComposeWarning, Family, Plan
 from layerloom.kernels.assign import MOST_SLOTS
 
 # Compositions are light for the scheduler: many may share a batch, and all that fit in memory stay ready.
@@ -99,7 +100,10 @@ def engine_options(
 
 def load_family(settings: dict[str, Any]) -> Family:
     """The family as all of an engine's processes must see it, or they give compositions different digests."""
-    family = Family.load(settings["family"])
+    with warnings.catch_warnings():
+        # Whoever started the engine has been told.
+        warnings.simplefilter("ignore", ComposeWarning)
+        family = Family.load(settings["family"])
     family.residency = settings["residency"]
     return family
 

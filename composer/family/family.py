@@ -16,7 +16,7 @@ from layerloom.composer.sources.codecs import Codec
 from layerloom.composer.sources.source import Source, open_source
 
 from .entries import CompositionEntry, Entries, Location, read_entries
-from .fit import base_problems, expert_problems
+from .fit import base_problems, expert_problems, warn_of
 from .names import RESERVED, WORD, Composition, Names, nearest
 from .plan import LayerBlend, Plan, Residency, make_blend, make_plan, used_experts
 from .recipe import AnyRecipe, LayerSwap, with_options
@@ -90,6 +90,8 @@ class Family:
                 family.plan(name)
         if problems:
             raise FamilyError(problems)
+        for checkpoint in checkpoints.values():
+            warn_of(checkpoint)
         return family
 
     @property

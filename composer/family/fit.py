@@ -1,10 +1,16 @@
 """fit: whether an expert is a fine-tune of the base, judged by headers, config and tokenizer."""
 
 import hashlib
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from layerloom.composer.errors import ComposeWarning, quoted
 from layerloom.composer.files import naming, open_file
 from layerloom.composer.sources.checkpoint import Checkpoint
+from layerloom.composer.sources.layout import is_nested, language_config
+from layerloom.composer.sources.respelled import Respelled
 from layerloom.composer.sources.source import Source
 
 DTYPES = ("BF16", "F16", "F32")
@@ -36,7 +42,7 @@ def base_problems(base: Checkpoint) -> list[str]:
     problems += [
         f"{info.file}: {name}: dtype {info.dtype} is none of {', '.join(DTYPES)}"
         for name, info in sorted(base.tensors.items())
-        if info.dtype not in DTYPES
+        if info.dtype not in DTYPES and not base.layout.is_outside(name)
     ]
     return problems
 
@@ -44,31 +50,68 @@ def base_problems(base: Checkpoint) -> list[str]:
 def expert_problems(base: Checkpoint, expert: Source) -> list[str]:
     """Every way in which the expert does not fit the base, with file and tensor; empty when it fits."""
     config = expert.path / "config.json"
+    ours, theirs = language_configs(base.config, expert.config)
     problems = [
-        f"{config}: {key} is {expert.config[key]}, the base's is {base.config[key]}"
+        f"{config}: {key} is {theirs[key]}, the base's is {ours[key]}"
         for key in KEYS
-        if key in base.config and key in expert.config and base.config[key] != expert.config[key]
+        if key in ours and key in theirs and ours[key] != theirs[key]
     ]
     if "quantization_config" in expert.config:
         problems.append(f"{config}: the expert is quantized; give the unquantized model")
     if expert.depth != base.depth:
         problems.append(f"{expert.path}: has {expert.depth} layers, the base {base.depth}")
     for name in sorted(base.tensors.keys() | expert.tensors.keys()):
-        ours, theirs = base.tensors.get(name), expert.tensors.get(name)
-        if theirs is None:
+        own, other = base.tensors.get(name), expert.tensors.get(name)
+        if other is None:
             problems.append(f"{expert.path}: {name}: is missing; the base has it")
-        elif ours is None:
-            problems.append(f"{theirs.file}: {name}: the base has no such tensor")
+        elif own is None:
+            problems.append(f"{other.file}: {name}: the base has no such tensor")
         else:
-            if theirs.shape != ours.shape:
-                problems.append(f"{theirs.file}: {name}: shape {theirs.shape}, the base's is {ours.shape}")
-            if theirs.dtype != ours.dtype:
-                problems.append(f"{theirs.file}: {name}: dtype {theirs.dtype}, the base's is {ours.dtype}")
+            if other.shape != own.shape:
+                problems.append(f"{other.file}: {name}: shape {other.shape}, the base's is {own.shape}")
+            if other.dtype != own.dtype:
+                problems.append(f"{other.file}: {name}: dtype {other.dtype}, the base's is {own.dtype}")
+    if problems and is_nested(base.config) != is_nested(expert.config):
+        classes = f"a {class_of(expert.config)}, the base a {class_of(base.config)}"
+        problems.insert(0, f"{config}: the expert is {classes}, and they do not hold the same language model:")
     for file in TOKENIZERS:
         first, second = base.path / file, expert.path / file
         if first.exists() and second.exists() and _digest(first) != _digest(second):
             problems.append(f"{second}: is not the base's tokenizer: token ids may mean other text")
     return problems
+
+
+def warn_of(expert: Source) -> None:
+    """Says that an expert has other weights than its base in parts that are not composed."""
+    if isinstance(expert, Respelled) and expert.unused:
+        parts = ", ".join(expert.unused)
+        warnings.warn(
+            f"{expert.path}: its {parts} differs from the base's; only language models are composed, and every "
+            "composition has the base's",
+            ComposeWarning,
+            stacklevel=3,
+        )
+
+
+def language_configs(base: Mapping[str, Any], expert: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What two configs say of their language models, to compare."""
+    ours, theirs = language_config(base), language_config(expert)
+    if is_nested(base) == is_nested(expert):
+        # Their language models may be described by a part of the config in one version, and by the whole in another.
+        whole = {"model_type"}
+        return {**ours, **only(base, whole)}, {**theirs, **only(expert, whole)}
+    return {**ours, "architectures": None}, {**theirs, "architectures": None}
+
+
+def only(config: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
+    return {key: config[key] for key in keys if key in config}
+
+
+def class_of(config: Mapping[str, Any]) -> str:
+    """The class a config names, for people."""
+    architectures = config.get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else config.get("model_type")
+    return quoted(first)[1:-1]
 
 
 def _digest(file: Path) -> str:

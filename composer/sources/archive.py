@@ -11,6 +11,7 @@ from layerloom.composer.errors import ComposeError, quoted
 
 from .checkpoint import Checkpoint, TensorInfo
 from .codecs import DTYPES, Codec, Parts
+from .layout import Layout
 from .manifest import METADATA, Manifest, Stored, read_manifest
 from .stream import digest
 from .tensorfile import TensorFile
@@ -33,6 +34,10 @@ class ArchiveFile:
             raise ComposeError(f"{path}: is no delta archive: its metadata has no {METADATA!r}")
         with placing(str(path)):
             self.manifest: Manifest = read_manifest(text)
+        try:
+            self.layout = Layout(self.manifest.tensors)
+        except ValueError as error:
+            raise ComposeError(f"{path}: {error}") from error
         self._check_parts()
 
     def parts(self, name: str) -> dict[str, torch.Tensor]:
@@ -115,6 +120,8 @@ class Archive:
             info = theirs.tensors.get(name)
             if info is None:
                 raise ComposeError(f"{self.path}: {name}: the base {theirs.path} has no such tensor")
+            if theirs.layout.is_outside(name):
+                raise ComposeError(f"{self.path}: {name}: is outside the language model, which alone is composed")
             if (info.dtype, info.shape) != (stored.dtype, stored.shape):
                 found = f"{info.dtype} {info.shape} in the base {theirs.path}"
                 raise ComposeError(f"{self.path}: {name}: is {stored.dtype} {stored.shape}, and {found}")

@@ -1,7 +1,6 @@
 """checkpoint: a Hugging Face checkpoint on disk, its tensors read lazily."""
 
 import hashlib
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,11 +12,11 @@ import torch
 from layerloom.composer.errors import ComposeError, quoted
 from layerloom.composer.files import read_json
 
+from .layout import Layout, is_nested, language_config
 from .tensorfile import TensorFile
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,10 @@ class Checkpoint:
                     self.tensors[name] = TensorInfo(file, opened.tensors[name].dtype, opened.tensors[name].shape)
         self.revision: str = revision.hexdigest()
         """sha256 over each shard's name, header, size and modification time: new when a file is rewritten."""
+        try:
+            self.layout = Layout(self.tensors, is_nested(self.config))
+        except ValueError as error:
+            raise ComposeError(f"{path}: {error}") from error
         self._check_depth()
 
     @property
@@ -70,14 +73,23 @@ class Checkpoint:
 
     @cached_property
     def stem(self) -> tuple[str, ...]:
-        """The names of all tensors outside the decoder layers, sorted."""
-        return tuple(sorted(name for name in self.tensors if layer_of(name) is None))
+        """The names of the language model's tensors outside its decoder layers, sorted."""
+        layout = self.layout
+        return tuple(
+            sorted(name for name in self.tensors if layout.layer_of(name) is None and not layout.is_outside(name))
+        )
+
+    @cached_property
+    def outside(self) -> tuple[str, ...]:
+        """The names of the tensors of other parts than the language model, which are composed of nothing, sorted."""
+        return tuple(sorted(filter(self.layout.is_outside, self.tensors)))
 
     @property
     def ties_embeddings(self) -> bool:
         """Whether lm_head is embed_tokens. Gemma's configs leave the key out, and it is true there."""
-        gemma = str(self.config.get("model_type", "")).startswith("gemma")
-        return bool(self.config.get("tie_word_embeddings", gemma))
+        config = language_config(self.config)
+        gemma = str(config.get("model_type", "")).startswith("gemma")
+        return bool(config.get("tie_word_embeddings", gemma))
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor on the CPU, of the stored dtype and shape, in memory of its own."""
@@ -90,7 +102,7 @@ class Checkpoint:
     def _layers(self) -> dict[int, tuple[str, ...]]:
         layers: dict[int, list[str]] = {}
         for name in sorted(self.tensors):
-            index = layer_of(name)
+            index = self.layout.layer_of(name)
             if index is not None:
                 layers.setdefault(index, []).append(name)
         return {index: tuple(names) for index, names in layers.items()}
@@ -118,13 +130,7 @@ class Checkpoint:
     def _check_depth(self) -> None:
         if not self._layers:
             raise ComposeError(f"{self.path}: has no tensors of decoder layers (…layers.0.…)")
-        depth = self.config.get("num_hidden_layers", len(self._layers))
+        depth = language_config(self.config).get("num_hidden_layers", len(self._layers))
         if sorted(self._layers) != list(range(len(self._layers))) or depth != len(self._layers):
             indices = f"{len(self._layers)} layers numbered {min(self._layers)} to {max(self._layers)}"
             raise ComposeError(f"{self.path}: has {indices}, but config.json says num_hidden_layers {quoted(depth)}")
-
-
-def layer_of(tensor: str) -> int | None:
-    """The index of the decoder layer a tensor is in, None for one of the stem."""
-    match = LAYER.search(tensor)
-    return int(match.group(1)) if match else None

@@ -13,11 +13,12 @@ from .adapter import Adapter
 from .archive import Archive
 from .checkpoint import INDEX, SINGLE, Checkpoint, TensorInfo
 from .manifest import METADATA
+from .respelled import respelled
 from .tensorfile import TensorFile
 
 
 class Source(Protocol):
-    """A checkpoint, or an archive or adapter on its base: all tensors of a model by name."""
+    """A checkpoint, or an archive or adapter on its base: all tensors of a model by the base's names."""
 
     @property
     def path(self) -> Path: ...
@@ -39,7 +40,7 @@ class Source(Protocol):
 
     @property
     def stem(self) -> tuple[str, ...]:
-        """The names of all tensors outside the decoder layers, sorted."""
+        """The names of the language model's tensors outside its decoder layers, sorted."""
 
     def layer(self, index: int) -> tuple[str, ...]:
         """The names of the tensors in decoder layer `index`, sorted."""
@@ -64,7 +65,7 @@ def open_source(path: Path, base: Checkpoint) -> Source:
             return Archive(files[0], base)
         if files:
             raise ComposeError(f"{path}: has {len(files)} archives; name one of them")
-    return Checkpoint(path)
+    return respelled(Checkpoint(path), base)
 
 
 def is_archive(file: Path) -> bool:
