@@ -3,8 +3,10 @@
 import os
 import warnings
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any
 
+import torch
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 
@@ -83,6 +85,7 @@ def engine_options(
     }
     options = {
         "served_model_name": ["base"],
+        **around(family, given),
         **given,
         "model": str(family.base.path),
         "quantization": "layerloom",
@@ -96,6 +99,19 @@ def engine_options(
         # Else vLLM would choose its operators for compiled code and then run them one by one.
         options["enforce_eager"] = not settings["compile"]
     return options
+
+
+def around(family: Family, given: dict[str, Any]) -> dict[str, Any]:
+    """Options for a base whose language model is part of a larger one: text alone, unless asked otherwise."""
+    if not family.base.layout.nested:
+        return {}
+    if find_spec("torchvision") is None:
+        # vLLM says only that it cannot inspect the class.
+        raise ComposeError(
+            f"{family.base.path}: vLLM needs torchvision for a model with a vision tower, even for text alone, and it "
+            f"is not installed: install the one that goes with torch {torch.__version__}"
+        )
+    return {} if "limit_mm_per_prompt" in given else {"language_model_only": True}
 
 
 def load_family(settings: dict[str, Any]) -> Family:
