@@ -113,7 +113,8 @@ class Adapter:
     """A LoRA adapter on its base, read like a `Checkpoint`: W = round(B + scale · lora_B @ lora_A), in fp32.
 
     `modules_to_save` replace the base's tensors, rounded to its dtype; all other tensors are the base's. Raises
-    ComposeError with file and tensor when the adapter is of a kind that cannot be read, or of another model.
+    ComposeError with file and tensor when the adapter is of a kind that cannot be read, or of another model. What it
+    has for parts outside the language model is passed over: they are the base's.
     """
 
     def __init__(self, path: Path, base: Checkpoint) -> None:
@@ -127,6 +128,8 @@ class Adapter:
         self.revision: str = revision.hexdigest()
         self._factors: dict[str, dict[str, str]] = {}
         self._saved: dict[str, str] = {}
+        self._modules: dict[str, str] = {}
+        """The names that modules with factors had where it was trained."""
         for key in sorted(self._file.tensors):
             self._place(file, key)
         self._check(file)
@@ -211,11 +214,20 @@ class Adapter:
         name = key.removeprefix(PREFIX)
         for suffix, (side, own) in FACTORS.items():
             if name.endswith(suffix):
-                self._factors.setdefault(name.removesuffix(suffix) + own, {})[side] = key
+                theirs = name.removesuffix(suffix) + own
+                name = self.base.named(theirs)
+                if not self._is_outside(name):
+                    self._factors.setdefault(name, {})[side] = key
+                    self._modules[name] = theirs.removesuffix(own)
                 return
         if "lora_" in name:
             raise ComposeError(f"{file}: {quoted(key)}: is of no kind that can be read")
-        self._saved[re.sub(r"\.(modules_to_save|base_layer)\.", ".", name)] = key
+        name = self.base.named(re.sub(r"\.(modules_to_save|base_layer)\.", ".", name))
+        if not self._is_outside(name):
+            self._saved[name] = key
+
+    def _is_outside(self, name: str) -> bool:
+        return name in self.base.tensors and self.base.layout.is_outside(name)
 
     def _check(self, file: Path) -> None:
         """That every stored tensor is one the config speaks of, and fits the base; and the other way round."""
@@ -226,7 +238,8 @@ class Adapter:
         try:
             for name in self._factors:
                 self._check_factors(file, name)
-            for module in {name.removesuffix(".weight") for name in self.base.tensors if name.endswith(".weight")}:
+            paged = self.base.tensors.keys() - self.base.outside
+            for module in {name.removesuffix(".weight") for name in paged if name.endswith(".weight")}:
                 wanted = isinstance(self.lora.target_modules, list) and self.lora.targets(module)
                 if wanted and f"{module}.weight" not in self._factors:
                     raise ComposeError(f"{file}: {module}: has no factors, and {CONFIG} names it as a target")
@@ -246,7 +259,7 @@ class Adapter:
         module, sides, info = name.removesuffix(".weight"), self._factors[name], self.base.tensors[name]
         if len(sides) < 2:
             raise ComposeError(f"{file}: {next(iter(sides.values()))}: has no partner")
-        if not self.lora.targets(module):
+        if not self.lora.targets(self._modules[name]):
             raise ComposeError(f"{file}: {sides['A']}: {CONFIG} does not name it as a target")
         if len(info.shape) != 2:
             raise ComposeError(f"{file}: {sides['A']}: {name} is no matrix in the base")

@@ -91,6 +91,14 @@ class Checkpoint:
         gemma = str(config.get("model_type", "")).startswith("gemma")
         return bool(config.get("tie_word_embeddings", gemma))
 
+    def named(self, name: str) -> str:
+        """Its own name of a tensor that other versions and classes call `name`; that itself where it has none."""
+        return name if name in self.tensors else self._names.get(self.layout.common(name), name)
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        return {self.layout.common(name): name for name in self.tensors}
+
     def read(self, name: str) -> torch.Tensor:
         """A tensor on the CPU, of the stored dtype and shape, in memory of its own."""
         info = self.tensors.get(name)
