@@ -1,6 +1,7 @@
 """engine: the vLLM settings that make an engine serve a family."""
 
 import os
+import sys
 import warnings
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -105,7 +106,7 @@ def around(family: Family, given: dict[str, Any]) -> dict[str, Any]:
     """Options for a base whose language model is part of a larger one: text alone, unless asked otherwise."""
     if not family.base.layout.nested:
         return {}
-    if find_spec("torchvision") is None:
+    if "torchvision" not in sys.modules and find_spec("torchvision") is None:
         # vLLM says only that it cannot inspect the class.
         raise ComposeError(
             f"{family.base.path}: vLLM needs torchvision for a model with a vision tower, even for text alone, and it "

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
@@ -70,7 +71,12 @@ NESTED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "gemma3_vlm": (
         "gemma3",
         WINDOWED,
-        {"vision_config": VISION, "mm_tokens_per_image": 4, "image_token_index": 3, "boi_token_index": 4},
+        {
+            "vision_config": {"vision_use_head": False, **VISION},
+            "mm_tokens_per_image": 4,
+            "image_token_index": 3,
+            "boi_token_index": 4,
+        },
     ),
     "llava": (
         "llava",
@@ -178,6 +184,27 @@ def save(
     )
     saved.save_pretrained(path, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(path)
+
+
+def add_processor(path: Path) -> None:
+    """Lets a checkpoint of gemma3_vlm, of 520 tokens, be asked about images; its tower is named as in the hub's."""
+    from transformers import Gemma3Processor
+    from transformers.models.gemma3.image_processing_gemma3 import Gemma3ImageProcessor
+
+    tokenizer = make_tokenizer()
+    image, boi, eoi = tokenizer.convert_ids_to_tokens([3, 4, 5])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()),
+        **tokenizer.special_tokens_map,
+        extra_special_tokens={"image_token": image, "boi_token": boi, "eoi_token": eoi},
+    )
+    # vLLM looks for them.
+    tokenizer.add_tokens(["\n" * count for count in range(1, 5)])
+    size = {"height": VISION["image_size"], "width": VISION["image_size"]}
+    Gemma3Processor(Gemma3ImageProcessor(size=size), tokenizer, image_seq_length=4).save_pretrained(path)
+    file = path / "model.safetensors"
+    named = {name.replace("vision_tower.", "vision_tower.vision_model."): t for name, t in load_file(file).items()}
+    save_file(named, file, {"format": "pt"})
 
 
 @cache
