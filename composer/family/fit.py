@@ -8,6 +8,7 @@ from typing import Any
 
 from layerloom.composer.errors import ComposeWarning, quoted
 from layerloom.composer.files import naming, open_file
+from layerloom.composer.sources.adapter import Adapter
 from layerloom.composer.sources.checkpoint import Checkpoint
 from layerloom.composer.sources.layout import is_nested, language_config
 from layerloom.composer.sources.respelled import Respelled
@@ -83,7 +84,7 @@ def expert_problems(base: Checkpoint, expert: Source) -> list[str]:
 
 def warn_of(expert: Source) -> None:
     """Says that an expert has other weights than its base in parts that are not composed."""
-    if isinstance(expert, Respelled) and expert.unused:
+    if isinstance(expert, Respelled | Adapter) and expert.unused:
         parts = ", ".join(expert.unused)
         warnings.warn(
             f"{expert.path}: its {parts} differs from the base's; only language models are composed, and every "

@@ -128,6 +128,7 @@ class Adapter:
         self.revision: str = revision.hexdigest()
         self._factors: dict[str, dict[str, str]] = {}
         self._saved: dict[str, str] = {}
+        self._outside: list[tuple[str, str]] = []
         self._modules: dict[str, str] = {}
         """The names that modules with factors had where it was trained."""
         for key in sorted(self._file.tensors):
@@ -216,18 +217,29 @@ class Adapter:
             if name.endswith(suffix):
                 theirs = name.removesuffix(suffix) + own
                 name = self.base.named(theirs)
-                if not self._is_outside(name):
+                if self._is_outside(name):
+                    self._outside.append((name, key))
+                else:
                     self._factors.setdefault(name, {})[side] = key
                     self._modules[name] = theirs.removesuffix(own)
                 return
         if "lora_" in name:
             raise ComposeError(f"{file}: {quoted(key)}: is of no kind that can be read")
         name = self.base.named(re.sub(r"\.(modules_to_save|base_layer)\.", ".", name))
-        if not self._is_outside(name):
+        if self._is_outside(name):
+            self._outside.append((name, key))
+        else:
             self._saved[name] = key
 
     def _is_outside(self, name: str) -> bool:
         return name in self.base.tensors and self.base.layout.is_outside(name)
+
+    @cached_property
+    def unused(self) -> tuple[str, ...]:
+        """The parts outside the language model that it changes, as in vision_tower."""
+        # A factor that was not trained is zero.
+        changed = [name for name, key in self._outside if ".lora_A" not in key and bool(self._file.read(key).any())]
+        return tuple(sorted({self.base.layout.common(name).partition(".")[0] for name in changed}))
 
     def _check(self, file: Path) -> None:
         """That every stored tensor is one the config speaks of, and fits the base; and the other way round."""
