@@ -87,8 +87,8 @@ def warn_of(expert: Source) -> None:
     if isinstance(expert, Respelled | Adapter) and expert.unused:
         parts = ", ".join(expert.unused)
         warnings.warn(
-            f"{expert.path}: its {parts} differs from the base's; only language models are composed, and every "
-            "composition has the base's",
+            f"{expert.path}: differs from the base outside its language model, in {parts}: that is not composed, and "
+            "every composition has the base's",
             ComposeWarning,
             stacklevel=3,
         )

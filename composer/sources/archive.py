@@ -34,11 +34,15 @@ class ArchiveFile:
             raise ComposeError(f"{path}: is no delta archive: its metadata has no {METADATA!r}")
         with placing(str(path)):
             self.manifest: Manifest = read_manifest(text)
-        try:
-            self.layout = Layout(self.manifest.tensors)
-        except ValueError as error:
-            raise ComposeError(f"{path}: {error}") from error
         self._check_parts()
+
+    @property
+    def layout(self) -> Layout:
+        """Of what it stores, as far as that shows it. Raises ComposeError."""
+        try:
+            return Layout(self.manifest.tensors)
+        except ValueError as error:
+            raise ComposeError(f"{self.path}: {error}") from error
 
     def parts(self, name: str) -> dict[str, torch.Tensor]:
         """The stored parts of a tensor."""

@@ -12,11 +12,11 @@ from typing import Any
 from layerloom.composer.errors import quoted
 
 LAYER = re.compile(r"((?:^|.*?\.)layers\.)(\d+)\.")
-TABLE = "embed_tokens."
+TABLE = re.compile(r"((?:^|.*?\.))(?:embed_tokens|tok_embeddings)\.")
 HEAD = re.compile(r"(.*\.)?lm_head\.[^.]+")
 WRAPPERS = re.compile(r"^(?:(?:model|language_model)\.)+")
 # transformers has put these around CLIP's and SigLIP's towers in some versions, and not in others.
-TOWERS = re.compile(r"\bvision_model\.")
+TOWERS = re.compile(r"(?<=\.)vision_model\.")
 
 TEXT = ("text_config", "llm_config")
 PARTS = (*TEXT, "vision_config", "audio_config")
@@ -25,19 +25,19 @@ PARTS = (*TEXT, "vision_config", "audio_config")
 class Layout:
     """Where a model has its language model: what it calls its tensors, decoder layers and stem.
 
-    Of several stacks of layers the language model's is the one that has a table of tokens beside it. `nested` says that
-    the model has other parts, which are neither; without them all that is outside the layers is the stem. Raises
-    ValueError when none, or more than one, of several stacks can be the language model's.
+    `nested` says that the model has other parts, which are neither; without them all that is outside the layers is the
+    stem. Of several stacks of layers, or one that may be another part's, the language model's is the one that has a
+    table of tokens beside it. Raises ValueError when there is none, or more than one.
     """
 
     def __init__(self, names: Iterable[str], nested: bool = False) -> None:
         names = list(names)
         stacks = sorted({match.group(1).removesuffix("layers.") for match in map(LAYER.match, names) if match})
-        tables = {name.partition(TABLE)[0] for name in names if TABLE in name}
-        found = stacks if len(stacks) < 2 else [stack for stack in stacks if stack in tables]
-        if len(stacks) > 1 and len(found) != 1:
+        tables = {match.group(1) for match in map(TABLE.match, names) if match}
+        found = [stack for stack in stacks if stack in tables] if nested or len(stacks) > 1 else stacks
+        if stacks and len(found) != 1:
             shown = ", ".join(f"{stack}layers" for stack in stacks[:8])
-            raise ValueError(f"has layers in {quoted(shown)}, and not one of them beside its embed_tokens")
+            raise ValueError(f"has layers in {quoted(shown)}; not one stack of them is beside an embed_tokens")
         self.prefix = found[0] if found else ""
         self.nested = nested
         # Only a part that holds a stack of its own is told from the language model when it is within its prefix.

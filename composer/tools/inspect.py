@@ -87,10 +87,10 @@ def of_expert(family: Family, expert: Expert, progress: Callable[[str], None] = 
     return of_source(expert.checkpoint, family.base, expert.name, progress)
 
 
-def of_archive(file: ArchiveFile, name: str | None = None) -> Report:
-    """The report an archive gives of itself."""
+def of_archive(file: ArchiveFile, name: str | None = None, layout: Layout | None = None) -> Report:
+    """The report an archive gives of itself; `layout` is its base's where that is known. Raises ComposeError."""
 
-    layout = file.layout
+    layout = layout or file.layout
 
     def row(tensor: str, stored: Stored) -> Row:
         plain = math.prod(stored.shape) * DTYPES[stored.dtype].itemsize
@@ -115,7 +115,7 @@ def of_archive(file: ArchiveFile, name: str | None = None) -> Report:
 def of_source(source: Source, base: Checkpoint, name: str, progress: Callable[[str], None]) -> Report:
     """The report of an expert on its base. But in an archive tensors are as they are: no codec, no error."""
     if isinstance(source, Archive):
-        return of_archive(source.file, name)
+        return of_archive(source.file, name, base.layout)
     kind = "adapter" if isinstance(source, Adapter) else "checkpoint"
     layout = base.layout
     rows = []

@@ -165,7 +165,7 @@ def test_what_is_around_is_the_bases_and_it_is_said_once(tmp_path):
     with pytest.warns(ComposeWarning) as warned:
         family = Family.load(write_entries(tmp_path))
     (said,) = warned
-    assert "math: its projector, vision_tower differs from the base's" in str(said.message)
+    assert "math: differs from the base outside its language model, in projector, vision_tower: " in str(said.message)
     found = load_file(merge(family, "math", tmp_path / "merged") / "model.safetensors")
     assert all(torch.equal(found[name], tensor) for name, tensor in around("before 4.52").items())
     assert str(said.filename) == __file__
@@ -235,10 +235,12 @@ def test_an_adapter_trained_in_another_spelling(spelling, trained, tmp_path):
         open_source(path, base)
 
 
-def test_two_language_models_in_one_are_refused(tmp_path):
+@pytest.mark.parametrize("table", ["embed_tokens", "wte"])
+def test_a_stack_that_may_be_of_another_part_is_refused(table, tmp_path):
+    """Two language models in one; or one whose own layers are called otherwise, so that a tower's are the only ones."""
     two = {**spelled(make_tensors(0), "before 4.52"), **{f"talker.{n}": t for n, t in make_tensors(1).items()}}
-    write_checkpoint(tmp_path / "base", two, NESTED)
-    with pytest.raises(
-        ComposeError, match=r"base: has layers in 'language_model\.model\.layers, talker\.model\.layers'"
-    ):
-        Checkpoint(tmp_path / "base")
+    tower = {**around("before 4.52"), "text.h.0.weight": torch.ones(4), f"text.{table}.weight": torch.ones(4)}
+    for tensors, shown in ((two, "language_model.model.layers, talker.model.layers"), (tower, "vision_tower")):
+        write_checkpoint(tmp_path / "base", tensors, NESTED)
+        with pytest.raises(ComposeError, match=rf"base: has layers in '{re.escape(shown)}.*beside an embed_tokens"):
+            Checkpoint(tmp_path / "base")
