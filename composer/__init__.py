@@ -1,6 +1,6 @@
 """What to compose and where it lives: names, recipes, families, plans, pages, merged checkpoints."""
 
-from .errors import ComposeError, FamilyError, UnknownName
+from .errors import ComposeError, ComposeWarning, FamilyError, UnknownName
 from .family.family import Expert, Family
 from .family.names import Composition
 from .family.plan import KINDS, Blend, LayerBlend, Plan, describe_blend, kind_of
@@ -28,6 +28,7 @@ __all__ = [
     "Blend",
     "Checkpoint",
     "ComposeError",
+    "ComposeWarning",
     "Composition",
     "Converted",
     "Difference",

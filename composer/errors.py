@@ -25,6 +25,10 @@ class ComposeError(ValueError):
     """A name, recipe, family or checkpoint that cannot be composed."""
 
 
+class ComposeWarning(UserWarning):
+    """Something a person should know of what is composed, and need not change."""
+
+
 class UnknownName(ComposeError):
     """No composition has this name. `valid` lists the family's names, `nearest` the closest of them."""
 

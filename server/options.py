@@ -1,13 +1,17 @@
 """engine: the vLLM settings that make an engine serve a family."""
 
 import os
+import sys
+import warnings
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any
 
+import torch
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 
-from layerloom.composer import ComposeError, Family, Plan
+from layerloom.composer import ComposeError, ComposeWarning, Family, Plan
 from layerloom.kernels.assign import MOST_SLOTS
 
 # Compositions are light for the scheduler: many may share a batch, and all that fit in memory stay ready.
@@ -87,6 +91,7 @@ def engine_options(
     }
     options = {
         "served_model_name": ["base"],
+        **around(family, given),
         **given,
         "model": str(family.base.path),
         "quantization": "layerloom",
@@ -105,9 +110,25 @@ def engine_options(
     return options
 
 
+def around(family: Family, given: dict[str, Any]) -> dict[str, Any]:
+    """Options for a base whose language model is part of a larger one: text alone, unless asked otherwise."""
+    if not family.base.layout.nested:
+        return {}
+    if "torchvision" not in sys.modules and find_spec("torchvision") is None:
+        # vLLM says only that it cannot inspect the class.
+        raise ComposeError(
+            f"{family.base.path}: vLLM needs torchvision for a model with a vision tower, even for text alone, and it "
+            f"is not installed: install the one that goes with torch {torch.__version__}"
+        )
+    return {} if "limit_mm_per_prompt" in given else {"language_model_only": True}
+
+
 def load_family(settings: dict[str, Any]) -> Family:
     """The family as all of an engine's processes must see it, or they give compositions different digests."""
-    family = Family.load(settings["family"])
+    with warnings.catch_warnings():
+        # Whoever started the engine has been told.
+        warnings.simplefilter("ignore", ComposeWarning)
+        family = Family.load(settings["family"])
     family.residency = settings["residency"]
     return family
 

@@ -18,7 +18,15 @@ from typing import Any
 import pytest
 
 # The files of tests that share nothing that is slow to make: each test may go anywhere.
-SPREAD = ("test_parity", "test_arena_pages", "test_second_runner", "test_faults", "test_interpreted", "test_resources")
+SPREAD = (
+    "test_parity",
+    "test_nested",
+    "test_arena_pages",
+    "test_second_runner",
+    "test_faults",
+    "test_interpreted",
+    "test_resources",
+)
 # Files whose tests ask one server.
 TOGETHER = {"test_routes": "test_http", "test_refusals": "test_http"}
 # What takes long first: what is short fills the gaps at the end.

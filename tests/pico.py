@@ -8,8 +8,16 @@ from typing import Any
 
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 CHAT_TEMPLATE = (
@@ -41,6 +49,68 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("gemma2", WINDOWED),
     "gemma3": ("gemma3_text", WINDOWED),
 }
+VISION: dict[str, Any] = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+QWEN_VISION: dict[str, Any] = {
+    "depth": 2,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_heads": 2,
+    "out_hidden_size": SHAPE["hidden_size"],
+    "patch_size": 14,
+}
+QWEN_TOKENS = {"image_token_id": 3, "video_token_id": 4, "vision_start_token_id": 5, "vision_end_token_id": 6}
+# (model type, what is its own in the language model's config, the config of what is around it)
+NESTED: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "gemma3_vlm": (
+        "gemma3",
+        WINDOWED,
+        {
+            "vision_config": {"vision_use_head": False, **VISION},
+            "mm_tokens_per_image": 4,
+            "image_token_index": 3,
+            "boi_token_index": 4,
+        },
+    ),
+    "llava": (
+        "llava",
+        {"model_type": "llama"},
+        {
+            "vision_config": {"model_type": "clip_vision_model", "projection_dim": 32, **VISION},
+            "image_token_index": 3,
+        },
+    ),
+    "mistral3": (
+        "mistral3",
+        {"model_type": "mistral", "sliding_window": None},
+        {
+            "vision_config": {"model_type": "pixtral", "head_dim": 16, **VISION},
+            "image_token_index": 3,
+            "spatial_merge_size": 1,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "qwen2_5_vl": (
+        "qwen2_5_vl",
+        {"rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]}},
+        {"vision_config": {**QWEN_VISION, "fullatt_block_indexes": [1], "window_size": 28}, **QWEN_TOKENS},
+    ),
+    "qwen3_vl": (
+        "qwen3_vl",
+        {"rope_scaling": {"rope_type": "default", "mrope_section": [4, 6, 6]}},
+        {
+            "vision_config": {**QWEN_VISION, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 16},
+            **QWEN_TOKENS,
+        },
+    ),
+}
+AROUND = ("vision_tower", "multi_modal_projector", "visual")
 
 
 def make_family(
@@ -54,14 +124,15 @@ def make_family(
 ) -> Path:
     """Writes base and experts under `root`, random but reproducible, and returns the path of family.yaml.
 
-    `experts` maps names to kinds; every tensor of an expert differs from the base's. `config` overrides the
-    model's config; `max_shard_size` small ("100KB") gives sharded checkpoints.
+    `experts` maps names to kinds; every tensor of an expert differs from the base's, but those around a language model.
+    `config` overrides the model's config (a nested model's, the language model's); `max_shard_size` small ("100KB")
+    gives sharded checkpoints.
     """
-    model_type, special = ARCHITECTURES[architecture]
+    model_type, special, *around = (ARCHITECTURES | NESTED)[architecture]
     settings = {**SHAPE, **special, "num_hidden_layers": depth, **config}
     if model_type.startswith("gemma"):
         settings.setdefault("layer_types", [("sliding_attention", "full_attention")[i % 2] for i in range(depth)])
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings)).float()
+    model = make_model(model_type, settings, *around).float()
     tokenizer = make_tokenizer(min(512, settings["vocab_size"]))
     generator = torch.Generator().manual_seed(0)
     scales: dict[str, float] = {}
@@ -76,7 +147,8 @@ def make_family(
     save(model, tokenizer, root / "base", dtype, max_shard_size)
     for expert in experts:
         for name, parameter in model.named_parameters():
-            parameter.data = base[name] + scales[name] * torch.randn(parameter.shape, generator=generator)
+            changed = base[name] + scales[name] * torch.randn(parameter.shape, generator=generator)
+            parameter.data = base[name] if any(part in name for part in AROUND) else changed
         save(model, tokenizer, root / expert, dtype, max_shard_size)
 
     entries: dict[str, dict[str, Any]] = {}
@@ -89,6 +161,13 @@ def make_family(
     return path
 
 
+def make_model(model_type: str, settings: dict[str, Any], around: dict[str, Any] | None = None) -> PreTrainedModel:
+    """A model of this config; with what is `around` it, the language model of a larger one."""
+    if around is None:
+        return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **settings))
+    return AutoModelForImageTextToText.from_config(AutoConfig.for_model(model_type, text_config=settings, **around))
+
+
 def save(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerFast,
@@ -97,15 +176,35 @@ def save(
     max_shard_size: str = "5GB",
 ) -> None:
     """Writes `model`, whose parameters are fp32, in `dtype`; `model` itself is left as it is."""
-    saved = AutoModelForCausalLM.from_config(model.config).to(dtype)
+    saved = type(model)(model.config).to(dtype)
     saved.load_state_dict(model.state_dict())
+    said = model.config.get_text_config()
     saved.generation_config = GenerationConfig(
-        bos_token_id=model.config.bos_token_id,
-        eos_token_id=model.config.eos_token_id,
-        pad_token_id=model.config.pad_token_id,
+        bos_token_id=said.bos_token_id, eos_token_id=said.eos_token_id, pad_token_id=said.pad_token_id
     )
     saved.save_pretrained(path, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(path)
+
+
+def add_processor(path: Path) -> None:
+    """Lets a checkpoint of gemma3_vlm, of 520 tokens, be asked about images; its tower is named as in the hub's."""
+    from transformers import Gemma3Processor
+    from transformers.models.gemma3.image_processing_gemma3 import Gemma3ImageProcessor
+
+    tokenizer = make_tokenizer()
+    image, boi, eoi = tokenizer.convert_ids_to_tokens([3, 4, 5])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(tokenizer.backend_tokenizer.to_str()),
+        **tokenizer.special_tokens_map,
+        extra_special_tokens={"image_token": image, "boi_token": boi, "eoi_token": eoi},
+    )
+    # vLLM looks for them.
+    tokenizer.add_tokens(["\n" * count for count in range(1, 5)])
+    size = {"height": VISION["image_size"], "width": VISION["image_size"]}
+    Gemma3Processor(Gemma3ImageProcessor(size=size), tokenizer, image_seq_length=4).save_pretrained(path)
+    file = path / "model.safetensors"
+    named = {name.replace("vision_tower.", "vision_tower.vision_model."): t for name, t in load_file(file).items()}
+    save_file(named, file, {"format": "pt"})
 
 
 @cache

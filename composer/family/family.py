@@ -17,7 +17,7 @@ from layerloom.composer.sources.source import Source, open_source
 from layerloom.composer.sources.voice import Voice
 
 from .entries import CompositionEntry, Entries, Location, read_entries
-from .fit import base_problems, expert_problems
+from .fit import base_problems, expert_problems, warn_of
 from .names import RESERVED, WORD, Composition, Names, nearest
 from .plan import LayerBlend, Plan, Residency, make_blend, make_plan, used_experts
 from .recipe import AnyRecipe, LayerSwap, with_options
@@ -95,17 +95,14 @@ class Family:
                 family.plan(name)
         if problems:
             raise FamilyError(problems)
+        for checkpoint in checkpoints.values():
+            warn_of(checkpoint)
         return family
 
     @property
     def depth(self) -> int:
         """How many decoder layers the base, and so every composition, has."""
         return self.base.depth
-
-    @property
-    def notes(self) -> list[str]:
-        """What those who gave the files should know of how they are read."""
-        return [f"{name}: {expert.checkpoint.note}" for name, expert in self.experts.items() if expert.checkpoint.note]
 
     def names(self) -> list[str]:
         """Canonical names: base, every expert, every task+language pair, then the family's compositions."""

@@ -1,11 +1,15 @@
 """fit: whether an expert is a fine-tune of the base, judged by headers, config and tokenizer."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from layerloom.composer.errors import ComposeWarning, quoted
 from layerloom.composer.files import naming, open_file
 from layerloom.composer.sources.checkpoint import TABLE, Checkpoint
+from layerloom.composer.sources.layout import is_nested, language_config
 from layerloom.composer.sources.source import Source
 
 from .plan import kind_of
@@ -45,7 +49,7 @@ def base_problems(base: Checkpoint) -> list[str]:
     problems += _grouped(
         (info.file, name, f"dtype {info.dtype} is none of {', '.join(DTYPES)}")
         for name, info in base.tensors.items()
-        if info.dtype not in DTYPES
+        if info.dtype not in DTYPES and not base.layout.is_outside(name)
     )
     has_table = any(name.endswith(TABLE) for name in base.tensors)
     if has_table and not any("head" in name for name in base.tensors) and not base.ties_embeddings:
@@ -71,10 +75,11 @@ def _mixed(base: Checkpoint) -> Iterator[Problem]:
 def expert_problems(base: Checkpoint, expert: Source) -> list[str]:
     """Every way in which the expert does not fit the base, with file and tensor; empty when it fits."""
     config = expert.path / "config.json"
+    ours, theirs = language_configs(base.config, expert.config)
     problems = [
-        f"{config}: {key} is {expert.config[key]}, the base's is {base.config[key]}"
+        f"{config}: {key} is {theirs[key]}, the base's is {ours[key]}"
         for key in KEYS
-        if key in base.config and key in expert.config and base.config[key] != expert.config[key]
+        if key in ours and key in theirs and ours[key] != theirs[key]
     ]
     if "quantization_config" in expert.config:
         problems.append(f"{config}: the expert is quantized; give the unquantized model")
@@ -82,6 +87,9 @@ def expert_problems(base: Checkpoint, expert: Source) -> list[str]:
         problems.append(f"{expert.path}: has {expert.depth} layers, the base {base.depth}")
     else:
         problems += _grouped(_tensor_problems(base, expert))
+    if problems and is_nested(base.config) != is_nested(expert.config):
+        classes = f"a {class_of(expert.config)}, the base a {class_of(base.config)}"
+        problems.insert(0, f"{config}: the expert is {classes}, and they do not hold the same language model:")
     for file in TOKENIZERS:
         first, second = base.path / file, expert.path / file
         if first.exists() and second.exists() and _digest(first) != _digest(second):
@@ -113,6 +121,33 @@ def _grouped(problems: Iterable[Problem]) -> list[str]:
         more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         lines.append(f"{file}: {', '.join(found[:SHOWN])}{more}: {reason}")
     return lines
+
+
+def warn_of(expert: Source) -> None:
+    """Says what a person should know of how an expert is read."""
+    if expert.note:
+        warnings.warn(expert.note, ComposeWarning, stacklevel=3)
+
+
+def language_configs(base: Mapping[str, Any], expert: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What two configs say of their language models, to compare."""
+    ours, theirs = language_config(base), language_config(expert)
+    if is_nested(base) == is_nested(expert):
+        # Their language models may be described by a part of the config in one version, and by the whole in another.
+        whole = {"model_type"}
+        return {**ours, **only(base, whole)}, {**theirs, **only(expert, whole)}
+    return {**ours, "architectures": None}, {**theirs, "architectures": None}
+
+
+def only(config: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
+    return {key: config[key] for key in keys if key in config}
+
+
+def class_of(config: Mapping[str, Any]) -> str:
+    """The class a config names, for people."""
+    architectures = config.get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else config.get("model_type")
+    return quoted(first)[1:-1]
 
 
 def _digest(file: Path) -> str:

@@ -10,12 +10,13 @@ import torch
 
 from layerloom.composer.errors import ComposeError
 
-from .checkpoint import Checkpoint, TensorInfo, layer_of
+from .checkpoint import Checkpoint, TensorInfo
 from .codecs import DTYPES, Lowrank, Parts
 from .codecs.lowrank import plus_product
 from .lora_config import CONFIG, read_lora_config
 from .lora_fit import LoraFit
 from .lora_keys import WEIGHTS, open_weights, shown, sort_keys
+from .respelled import outside_differs
 from .voice import Voice, read_voice
 
 
@@ -24,8 +25,8 @@ class Adapter:
 
     A bias becomes round(b + scale · lora_B.bias) with lora_bias. What is stored whole (modules_to_save, trained biases,
     embeddings), or by rows (trainable_token_indices), replaces the base's, rounded to its dtype. All other tensors are
-    the base's. Raises ComposeError with file, and tensor or key, when the adapter is of a kind that cannot be read, or
-    of another model.
+    the base's; so are parts outside the language model, whatever the adapter has for them. Raises ComposeError with
+    file, and tensor or key, when the adapter is of a kind that cannot be read, or of another model.
     """
 
     def __init__(self, path: Path, base: Checkpoint) -> None:
@@ -36,15 +37,21 @@ class Adapter:
         self._file = open_weights(path, revision)
         revision.update(self.lora.model_dump_json().encode() + base.revision.encode())
         self.revision: str = revision.hexdigest()
-        self._keys = sort_keys(self._file)
+        self._keys = sort_keys(self._file, base)
         fit = LoraFit(self.lora, self._keys, self._file, base)
-        self._scales, self._indices = fit.scales, fit.indices
+        self._scales, self._ranks, self._indices = fit.scales, fit.ranks, fit.indices
         self._changed = frozenset(self._keys.changed)
         self.config: dict[str, Any] = base.config
         self.depth = base.depth
         self.stem = base.stem
         self.layer = base.layer
-        self.note: str | None = None
+
+    @cached_property
+    def note(self) -> str | None:
+        """What is said of parts that it changes and that are not composed."""
+        # A factor that was not trained is zero.
+        changed = [n for n, key in self._keys.outside if ".lora_A" not in key and bool(self._file.read(key).any())]
+        return outside_differs(self.path, sorted({self.base.layout.common(n).partition(".")[0] for n in changed}))
 
     @cached_property
     def voice(self) -> Voice:
@@ -89,8 +96,7 @@ class Adapter:
     @cached_property
     def _lowrank(self) -> Lowrank | None:
         """Of the layers: the stem is never packed."""
-        names = [name for name in self._keys.pairs if layer_of(name) is not None]
-        ranks = [self.lora.rank(name.removesuffix(".weight")) for name in names]
+        ranks = [rank for name, rank in self._ranks.items() if self.base.layout.layer_of(name) is not None]
         return Lowrank(rank=max(ranks)) if ranks else None
 
     def packed(self, name: str, codec: Lowrank) -> Parts:

@@ -12,6 +12,7 @@ from layerloom.composer.errors import ComposeError, quoted
 
 from .checkpoint import Checkpoint, TensorInfo
 from .codecs import DTYPES, Codec, Parts
+from .layout import Layout
 from .manifest import METADATA, Manifest, Stored, read_manifest
 from .stream import digest
 from .tensorfile import TensorFile
@@ -42,6 +43,14 @@ class ArchiveFile:
             self.manifest: Manifest = read_manifest(text)
             self.voice = voice_of(self._file.metadata.get(VOICE), path)
         self._check_parts()
+
+    @property
+    def layout(self) -> Layout:
+        """Of what it stores, as far as that shows it. Raises ComposeError."""
+        try:
+            return Layout(self.manifest.tensors)
+        except ValueError as error:
+            raise ComposeError(f"{self.path}: {error}") from error
 
     def parts(self, name: str) -> dict[str, torch.Tensor]:
         """The stored parts of a tensor."""
@@ -125,6 +134,8 @@ class Archive:
             info = theirs.tensors.get(name)
             if info is None:
                 raise ComposeError(f"{self.path}: {name}: the base {theirs.path} has no such tensor")
+            if theirs.layout.is_outside(name):
+                raise ComposeError(f"{self.path}: {name}: is outside the language model, which alone is composed")
             if (info.dtype, info.shape) != (stored.dtype, stored.shape):
                 found = f"{info.dtype} {info.shape} in the base {theirs.path}"
                 raise ComposeError(f"{self.path}: {name}: is {stored.dtype} {stored.shape}, and {found}")

@@ -1,7 +1,6 @@
 """checkpoint: a Hugging Face checkpoint on disk, its tensors read lazily."""
 
 import hashlib
-import re
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +12,12 @@ from layerloom.composer.errors import ComposeError, quoted
 from layerloom.composer.files import read_json
 
 from .codecs.codec import DTYPES, same
+from .layout import Layout, is_nested, language_config
 from .shards import INDEX, shards
 from .tensorfile import TensorFile
 from .voice import Voice, read_voice
 
 HEAD, TABLE = "lm_head.weight", "embed_tokens.weight"
-LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,10 @@ class Checkpoint:
                     head = name if name.endswith(HEAD) else head
         self.revision: str = revision.hexdigest()
         """sha256 over each shard's name, header, size and modification time: new when a file is rewritten."""
+        try:
+            self.layout = Layout(self.tensors, is_nested(self.config))
+        except ValueError as error:
+            raise ComposeError(f"{path}: {error}") from error
         if head and self.ties_embeddings:
             self._pass_over(head)
         self.note = None if base is None else self._round_to(base)
@@ -79,8 +82,16 @@ class Checkpoint:
 
     @cached_property
     def stem(self) -> tuple[str, ...]:
-        """The names of all tensors outside the decoder layers, sorted."""
-        return tuple(sorted(name for name in self.tensors if layer_of(name) is None))
+        """The names of the language model's tensors outside its decoder layers, sorted."""
+        layout = self.layout
+        return tuple(
+            sorted(name for name in self.tensors if layout.layer_of(name) is None and not layout.is_outside(name))
+        )
+
+    @cached_property
+    def outside(self) -> tuple[str, ...]:
+        """The names of the tensors of other parts than the language model, which are composed of nothing, sorted."""
+        return tuple(sorted(filter(self.layout.is_outside, self.tensors)))
 
     @cached_property
     def voice(self) -> Voice:
@@ -90,8 +101,17 @@ class Checkpoint:
     @property
     def ties_embeddings(self) -> bool:
         """Whether lm_head is embed_tokens; where the config does not say, what transformers takes it to mean."""
-        said = self.config.get("tie_word_embeddings")
-        return ties_by_default(str(self.config.get("model_type"))) if said is None else bool(said)
+        config = language_config(self.config)
+        said = config.get("tie_word_embeddings")
+        return ties_by_default(str(config.get("model_type"))) if said is None else bool(said)
+
+    def named(self, name: str) -> str:
+        """Its own name of a tensor that other versions and classes call `name`; that itself where it has none."""
+        return name if name in self.tensors else self._names.get(self.layout.common(name), name)
+
+    @cached_property
+    def _names(self) -> dict[str, str]:
+        return {self.layout.common(name): name for name in self.tensors}
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor on the CPU, of `tensors`' dtype and shape, in memory of its own."""
@@ -110,17 +130,17 @@ class Checkpoint:
     def _layers(self) -> dict[int, tuple[str, ...]]:
         layers: dict[int, list[str]] = {}
         for name in sorted(self.tensors):
-            index = layer_of(name)
+            index = self.layout.layer_of(name)
             if index is not None:
                 layers.setdefault(index, []).append(name)
         return {index: tuple(names) for index, names in layers.items()}
 
     def _pass_over(self, head: str) -> None:
         """Leaves out a head that is the embedding once more. Raises ComposeError when it is another matrix."""
-        table = next((name for name in self.tensors if name.endswith(TABLE)), None)
-        if table is None or not same(self.read(head), self.read(table)):
+        table = f"{self.layout.prefix}{TABLE}"
+        if table not in self.tensors or not same(self.read(head), self.read(table)):
             raise ComposeError(
-                f"{self.tensors[head].file}: {head}: is another matrix than {table or 'the embedding'}, and "
+                f"{self.tensors[head].file}: {head}: is another matrix than {table}, and "
                 "config.json ties the two (tie_word_embeddings): libraries differ in which they use. Set it to false, "
                 "here and in the base, if the head is meant; if not, remove the head"
             )
@@ -130,7 +150,8 @@ class Checkpoint:
         """Gives each tensor the base's dtype, where both are of floats; returns what is to be said of it."""
         seen: set[tuple[str, str]] = set()
         for name, info in self.tensors.items():
-            wanted = base.tensors[name].dtype if name in base.tensors else info.dtype
+            own = base.named(name)
+            wanted = base.tensors[own].dtype if own in base.tensors else info.dtype
             if wanted != info.dtype and {wanted, info.dtype} <= DTYPES.keys():
                 self._rounded.add(name)
                 self.tensors[name] = replace(info, dtype=wanted)
@@ -143,7 +164,7 @@ class Checkpoint:
     def _check_depth(self) -> None:
         if not self._layers:
             raise ComposeError(f"{self.path}: has no tensors of decoder layers (…layers.0.…)")
-        depth = self.config.get("num_hidden_layers", len(self._layers))
+        depth = language_config(self.config).get("num_hidden_layers", len(self._layers))
         if sorted(self._layers) != list(range(len(self._layers))) or depth != len(self._layers):
             indices = f"{len(self._layers)} layers numbered {min(self._layers)} to {max(self._layers)}"
             raise ComposeError(f"{self.path}: has {indices}, but config.json says num_hidden_layers {quoted(depth)}")
@@ -159,9 +180,3 @@ def ties_by_default(model_type: str) -> bool:
     if model_type not in CONFIG_MAPPING:
         return False
     return bool(getattr(CONFIG_MAPPING[model_type](), "tie_word_embeddings", False))
-
-
-def layer_of(tensor: str) -> int | None:
-    """The index of the decoder layer a tensor is in, None for one of the stem."""
-    match = LAYER.search(tensor)
-    return int(match.group(1)) if match else None

@@ -20,12 +20,13 @@ TIED = "embed_tokens and lm_head are one matrix in the base (it ties its embeddi
 class LoraFit:
     """Checks all of that, by the headers alone where it can; raises ComposeError with the file, the tensor and why.
 
-    `scales` has the factor of every product, `indices` the rows of every embedding whose rows are replaced. What is
-    stored for the head of a base that ties its embeddings is out of `keys` afterwards: it is the embedding's.
+    `scales` and `ranks` are those of every product, `indices` the rows of every embedding whose rows are replaced. What
+    is stored for the head of a base that ties its embeddings is out of `keys` afterwards: it is the embedding's.
     """
 
     def __init__(self, config: LoraConfig, keys: LoraKeys, file: TensorFile, base: Checkpoint) -> None:
         self.scales: dict[str, float] = {}
+        self.ranks: dict[str, int] = {}
         self.indices: dict[str, list[int]] = {}
         self._config, self._keys, self._file, self._base = config, keys, file, base
         self._check_names()
@@ -41,7 +42,7 @@ class LoraFit:
                 self._check_pair(name)
             if self._tied:
                 self._check_tied(*self._tied)
-            for name in sorted(base.tensors):
+            for name in sorted(base.tensors.keys() - base.outside):
                 if name.endswith(".weight") and len(base.tensors[name].shape) == 2:
                     self._check_factors(name.removesuffix(".weight"))
                 self._check_saved(name)
@@ -97,10 +98,14 @@ class LoraFit:
             raise self._error(key, f"there are factors too, and PEFT reads one of both; {MERGE}")
 
     def _targets(self, module: str) -> bool:
-        return any(self._config.targets(name) for name in self._also(module))
+        return any(self._config.targets(self._own(name)) for name in self._also(module))
 
     def _saves(self, module: str) -> bool:
-        return any(self._config.saves(name) for name in self._also(module))
+        return any(self._config.saves(self._own(name)) for name in self._also(module))
+
+    def _own(self, module: str) -> str:
+        """What the adapter's config calls a module of the base's."""
+        return self._keys.own.get(f"{module}.weight", f"{module}.weight").removesuffix(".weight")
 
     def _also(self, module: str) -> tuple[str, ...]:
         """The modules that are changed with this one."""
@@ -118,11 +123,11 @@ class LoraFit:
             kinds = ("an embedding", "a linear layer")
             of, on = kinds if pair.embedding else kinds[::-1]
             raise self._error(pair.a, f"is a factor of {of}, and {module} is {on}; {SAVE}")
-        rank = self._config.rank(module)
+        rank = self.ranks[name] = self._config.rank(self._own(module))
         rows, columns = info.shape[::-1] if pair.embedding else info.shape
         self._check_shape(pair.a, (rank, columns), f"and rank {rank} on this base needs")
         self._check_shape(pair.b, (rows, rank), f"and rank {rank} on this base needs")
-        self.scales[name] = self._config.scale(module)
+        self.scales[name] = self._config.scale(self._own(module))
 
     def _check_factors(self, module: str) -> None:
         """That all the factors there are to be are there."""
@@ -154,7 +159,7 @@ class LoraFit:
         if kind == "none":
             return
         of = {name.removesuffix(".weight") for name in self._keys.pairs} if kind == "lora_only" else None
-        biases = [name for name in self._base.tensors if name.endswith(".bias")]
+        biases = [name for name in self._base.tensors.keys() - self._base.outside if name.endswith(".bias")]
         wanted = [name for name in biases if of is None or name.removesuffix(".bias") in of]
         file = self._file.path.with_name(CONFIG)
         if not wanted:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from layerloom.composer.errors import ComposeError, quoted
 
+from .checkpoint import Checkpoint
 from .tensorfile import TensorFile
 
 WEIGHTS = "adapter_model.safetensors"
@@ -55,6 +56,10 @@ class LoraKeys:
     whole: dict[str, str] = field(default_factory=dict)
     rows: dict[str, str] = field(default_factory=dict)
     lone: dict[str, str] = field(default_factory=dict)
+    outside: list[tuple[str, str]] = field(default_factory=list)
+    """(the base's tensor, key) of parts outside the language model, which are not composed."""
+    own: dict[str, str] = field(default_factory=dict)
+    """What the adapter's trainer called a tensor that the base calls otherwise."""
 
     @property
     def changed(self) -> dict[str, str]:
@@ -73,7 +78,7 @@ def open_weights(directory: Path, revision: object) -> TensorFile:
     return TensorFile(file, revision)
 
 
-def sort_keys(file: TensorFile) -> LoraKeys:
+def sort_keys(file: TensorFile, base: Checkpoint) -> LoraKeys:
     """What each tensor of the file is. Raises ComposeError for one that is of no known kind, or there twice."""
     keys = LoraKeys()
     sides: dict[str, dict[str, str]] = {}
@@ -86,17 +91,30 @@ def sort_keys(file: TensorFile) -> LoraKeys:
         suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), None)
         if suffix is not None:
             side, own = SUFFIXES[suffix]
-            sides.setdefault(name.removesuffix(suffix) + own, {})[side] = key
+            if (found := _place(keys, base, name.removesuffix(suffix) + own, key)) is not None:
+                sides.setdefault(found, {})[side] = key
             continue
         if "lora_" in name or ".token_adapter." in name:
             raise ComposeError(f"{file.path}: {shown(key)}: {_kind(name)}")
-        name = WRAPPED.sub(".", name)
-        if name in keys.whole:
-            raise ComposeError(f"{file.path}: {shown(key)} and {shown(keys.whole[name])} are of one tensor")
-        keys.whole[name] = key
-    for name, found in sides.items():
-        _sort(keys, name, found)
+        place = _place(keys, base, WRAPPED.sub(".", name), key)
+        if place in keys.whole:
+            raise ComposeError(f"{file.path}: {shown(key)} and {shown(keys.whole[place])} are of one tensor")
+        if place is not None:
+            keys.whole[place] = key
+    for name, of_name in sides.items():
+        _sort(keys, name, of_name)
     return keys
+
+
+def _place(keys: LoraKeys, base: Checkpoint, own: str, key: str) -> str | None:
+    """The base's name of a tensor that the trainer called `own`; None where it is not composed."""
+    name = base.named(own)
+    if name in base.tensors and base.layout.is_outside(name):
+        keys.outside.append((name, key))
+        return None
+    if name != own:
+        keys.own[name] = own
+    return name
 
 
 def _sort(keys: LoraKeys, name: str, sides: dict[str, str]) -> None:

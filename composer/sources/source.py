@@ -14,13 +14,14 @@ from .checkpoint import Checkpoint, TensorInfo
 from .lora_config import CONFIG as ADAPTER
 from .lora_keys import PICKLED, WEIGHTS
 from .manifest import METADATA
+from .respelled import respelled
 from .shards import INDEX, SINGLE
 from .tensorfile import TensorFile
 from .voice import Voice
 
 
 class Source(Protocol):
-    """A checkpoint, or an archive or adapter on its base: all tensors of a model by name."""
+    """A checkpoint, or an archive or adapter on its base: all tensors of a model by the base's names."""
 
     @property
     def path(self) -> Path: ...
@@ -42,7 +43,7 @@ class Source(Protocol):
 
     @property
     def stem(self) -> tuple[str, ...]:
-        """The names of all tensors outside the decoder layers, sorted."""
+        """The names of the language model's tensors outside its decoder layers, sorted."""
 
     @property
     def voice(self) -> Voice:
@@ -84,7 +85,7 @@ def open_source(path: Path, base: Checkpoint) -> Source:
             raise ComposeError(f"{path}: has {len(folders)} adapters, in {found}; give the path of one")
         if any((path / name).exists() for name in (WEIGHTS, PICKLED)):
             raise ComposeError(f"{path}: has an adapter's weights and no {ADAPTER}; put that beside them")
-    return Checkpoint(path, base)
+    return respelled(Checkpoint(path, base), base)
 
 
 def is_archive(file: Path) -> bool:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from .checkpoint import Checkpoint, layer_of
+from .checkpoint import Checkpoint
 
 
 def in_order(checkpoint: Checkpoint) -> list[str]:
-    """The names of all tensors: the stem's, then layer by layer."""
+    """The names of all tensors: those outside the layers, then layer by layer."""
+    layer_of = checkpoint.layout.layer_of
     return sorted(checkpoint.tensors, key=lambda name: (-1 if (i := layer_of(name)) is None else i, name))
 
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from layerloom.composer.errors import ComposeError, FamilyError
-from layerloom.composer.family.fit import base_problems, expert_problems
+from layerloom.composer.family.fit import base_problems, expert_problems, warn_of
 from layerloom.composer.sources.archive import SAID, VOICE
-from layerloom.composer.sources.checkpoint import Checkpoint, layer_of
+from layerloom.composer.sources.checkpoint import Checkpoint
 from layerloom.composer.sources.codecs import Codec, Exact, Parts, change, error, same, smallest
 from layerloom.composer.sources.manifest import METADATA, VERSION, Base, Manifest, Stored
+from layerloom.composer.sources.respelled import respelled
 from layerloom.composer.sources.stream import Digest, in_order, remember
 from layerloom.composer.sources.voice import Voice, difference
 from layerloom.composer.sources.writer import WORDS, Writer, new_file
@@ -43,10 +44,11 @@ def extract(
     if error_bound is not None and not (math.isfinite(error_bound) and error_bound >= 0.0):
         raise ComposeError(f"the error bound must be finite and not negative, not {error_bound}")
     theirs = Checkpoint(Path(base).expanduser().absolute())
-    ours = Checkpoint(Path(expert).expanduser().absolute(), theirs)
+    ours = respelled(Checkpoint(Path(expert).expanduser().absolute(), theirs), theirs)
     problems = base_problems(theirs) + expert_problems(theirs, ours)
     if problems:
         raise FamilyError(problems)
+    warn_of(ours)
     out = Path(out).expanduser().absolute()
     if out.suffix != ".safetensors":
         raise ComposeError(f"{out}: the name must end in .safetensors")
@@ -60,7 +62,7 @@ def extract(
             e, b = ours.read(name), theirs.read(name)
             digest.add(name, info.dtype, b)
             if not same(e, b):
-                plain = not everything and is_plain(name, e)
+                plain = not everything and is_plain(theirs, name)
                 try:
                     tensors[name] = store(
                         writer, name, e, b, Exact() if plain else codec, None if plain else error_bound
@@ -102,9 +104,9 @@ def store(
     )
 
 
-def is_plain(name: str, tensor: torch.Tensor) -> bool:
-    """Whether a tensor is stored exact unless asked otherwise: a norm, a bias, or one of the stem."""
-    return layer_of(name) is None or tensor.dim() < 2
+def is_plain(base: Checkpoint, name: str) -> bool:
+    """Whether a tensor is stored exact unless asked otherwise: a norm, a bias, or one outside the layers."""
+    return base.layout.layer_of(name) is None or len(base.tensors[name].shape) < 2
 
 
 def encoded(e: torch.Tensor, b: torch.Tensor, codec: Codec | None, bound: float | None) -> tuple[Codec, Parts]:

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from layerloom.composer.errors import ComposeError, FamilyError
 from layerloom.composer.family.family import Expert, Family
-from layerloom.composer.family.fit import base_problems, expert_problems
+from layerloom.composer.family.fit import base_problems, expert_problems, warn_of
+from layerloom.composer.sources.adapter import Adapter
 from layerloom.composer.sources.archive import Archive, ArchiveFile
-from layerloom.composer.sources.checkpoint import Checkpoint, layer_of
+from layerloom.composer.sources.checkpoint import Checkpoint
 from layerloom.composer.sources.codecs import DTYPES, change, same
+from layerloom.composer.sources.layout import Layout
 from layerloom.composer.sources.manifest import Stored
 from layerloom.composer.sources.source import Source, open_source
 
@@ -70,6 +72,7 @@ def inspect(
         source = open_source(path, on)
         if problems := base_problems(on) + expert_problems(on, source):
             raise FamilyError(problems)
+        warn_of(source)
         return [of_source(source, on, path.stem if path.is_file() else path.name, progress)]
     if path.is_file() and path.suffix == ".safetensors":
         return [of_archive(ArchiveFile(path))]
@@ -84,14 +87,23 @@ def of_expert(family: Family, expert: Expert, progress: Callable[[str], None] = 
     return of_source(expert.checkpoint, family.base, expert.name, progress)
 
 
-def of_archive(file: ArchiveFile, name: str | None = None) -> Report:
-    """The report an archive gives of itself."""
+def of_archive(file: ArchiveFile, name: str | None = None, layout: Layout | None = None) -> Report:
+    """The report an archive gives of itself; `layout` is its base's where that is known. Raises ComposeError."""
+
+    layout = layout or file.layout
 
     def row(tensor: str, stored: Stored) -> Row:
         plain = math.prod(stored.shape) * DTYPES[stored.dtype].itemsize
         size = file.bytes_of(tensor)
         return Row(
-            tensor, layer_of(tensor), module_of(tensor), stored.codec.codec, size, plain, stored.change, stored.error
+            tensor,
+            layout.layer_of(tensor),
+            module_of(layout, tensor),
+            stored.codec.codec,
+            size,
+            plain,
+            stored.change,
+            stored.error,
         )
 
     manifest = file.manifest
@@ -103,8 +115,9 @@ def of_archive(file: ArchiveFile, name: str | None = None) -> Report:
 def of_source(source: Source, base: Checkpoint, name: str, progress: Callable[[str], None]) -> Report:
     """The report of an expert on its base. But in an archive tensors are as they are: no codec, no error."""
     if isinstance(source, Archive):
-        return of_archive(source.file, name)
-    kind = "checkpoint" if isinstance(source, Checkpoint) else "adapter"
+        return of_archive(source.file, name, base.layout)
+    kind = "adapter" if isinstance(source, Adapter) else "checkpoint"
+    layout = base.layout
     rows = []
     for tensor, info in source.tensors.items():
         if kind == "checkpoint" or info.file != base.tensors[tensor].file:
@@ -112,7 +125,8 @@ def of_source(source: Source, base: Checkpoint, name: str, progress: Callable[[s
             if not same(e, b):
                 moved = change(e, b)
                 shown = moved if math.isfinite(moved) else None
-                rows.append(Row(tensor, layer_of(tensor), module_of(tensor), kind, e.nbytes, e.nbytes, shown, 0.0))
+                layer, module = layout.layer_of(tensor), module_of(layout, tensor)
+                rows.append(Row(tensor, layer, module, kind, e.nbytes, e.nbytes, shown, 0.0))
         progress(tensor)
     return Report(source.path, kind, name, str(base.path), base.depth, in_order(rows))
 
@@ -122,8 +136,6 @@ def in_order(rows: Iterable[Row]) -> tuple[Row, ...]:
     return tuple(sorted(rows, key=lambda row: (-1 if row.layer is None else row.layer, row.tensor)))
 
 
-def module_of(tensor: str) -> str:
+def module_of(layout: Layout, tensor: str) -> str:
     """The name within the layer, "self_attn.q_proj", or in the stem, "model.norm"; a bias keeps its last word."""
-    layer = layer_of(tensor)
-    name = tensor if layer is None else tensor.partition(f"layers.{layer}.")[2]
-    return name.removesuffix(".weight")
+    return layout.within(tensor).removesuffix(".weight")

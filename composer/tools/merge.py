@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 from layerloom.composer.errors import ComposeError
 from layerloom.composer.family.family import Family
 from layerloom.composer.family.plan import Blend, Plan, kind_of
-from layerloom.composer.sources.checkpoint import Checkpoint, TensorInfo, layer_of
+from layerloom.composer.sources.checkpoint import Checkpoint, TensorInfo
+from layerloom.composer.sources.header import BITS
+from layerloom.composer.sources.respelled import Respelled, respelled
 from layerloom.composer.sources.shards import INDEX, SINGLE
 from layerloom.kernels import compose
 from layerloom.kernels.compose import left_by
@@ -23,7 +25,6 @@ from layerloom.kernels.compose import left_by
 from .sidecars import write_sidecars
 
 MAX_SHARD_BYTES = 5_000_000_000
-WIDTHS = {"BF16": 2, "F16": 2, "F32": 4}
 INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -44,7 +45,7 @@ def tensors(family: Family, plan: Plan) -> Iterator[tuple[str, torch.Tensor]]:
 
 def tensor(family: Family, plan: Plan, name: str) -> torch.Tensor:
     """One tensor of the composition, of the base's shape and dtype."""
-    return blended(blend_for(plan, name), lambda source: family.checkpoint(source).read(name))
+    return blended(blend_for(family, plan, name), lambda source: family.checkpoint(source).read(name))
 
 
 def blended(blend: Blend, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
@@ -59,9 +60,12 @@ def blended(blend: Blend, read: Callable[[str], torch.Tensor]) -> torch.Tensor:
     return compose(torch.empty_like(sources[0]), base, sources, weights)
 
 
-def blend_for(plan: Plan, name: str) -> Blend:
-    """The blend of one tensor, from its Hugging Face name."""
-    layer = layer_of(name)
+def blend_for(family: Family, plan: Plan, name: str) -> Blend:
+    """The blend of one of the base's tensors, by name; what is outside its language model is the base's."""
+    layout = family.base.layout
+    if layout.is_outside(name):
+        return ()
+    layer = layout.layer_of(name)
     return plan.stem if layer is None else plan.layers[layer].of(kind_of(name))
 
 
@@ -91,7 +95,7 @@ def merge(family: Family, name: str, out: Path, max_shard_bytes: int = MAX_SHARD
 def verify(family: Family, name: str, against: Path) -> list[Difference]:
     """Compares a composition with a checkpoint, bit by bit; empty when they are equal. Raises ComposeError."""
     plan = family.plan(name)
-    checkpoint = Checkpoint(Path(against).expanduser().absolute())
+    checkpoint = respelled(Checkpoint(Path(against).expanduser().absolute()), family.base, whole=True)
     found = [_difference(family, plan, checkpoint, tensor_name) for tensor_name in family.base.tensors]
     extra = sorted(checkpoint.tensors.keys() - family.base.tensors.keys())
     return [difference for difference in found if difference is not None] + [
@@ -100,7 +104,7 @@ def verify(family: Family, name: str, against: Path) -> list[Difference]:
     ]
 
 
-def _difference(family: Family, plan: Plan, checkpoint: Checkpoint, name: str) -> Difference | None:
+def _difference(family: Family, plan: Plan, checkpoint: Checkpoint | Respelled, name: str) -> Difference | None:
     ours, theirs = family.base.tensors[name], checkpoint.tensors.get(name)
     if theirs is None:
         return Difference(name, "missing", _numel(ours))
@@ -138,7 +142,7 @@ def _shards(checkpoint: Checkpoint, max_bytes: int) -> list[list[str]]:
     """The tensors in the order of the layers, cut so that no shard is larger, unless one tensor alone is."""
 
     def place(name: str) -> tuple[int, str]:
-        layer = layer_of(name)
+        layer = checkpoint.layout.layer_of(name)
         return (-1 if layer is None else layer, name)
 
     shards: list[list[str]] = [[]]
@@ -158,4 +162,4 @@ def _numel(info: TensorInfo) -> int:
 
 
 def _bytes(info: TensorInfo) -> int:
-    return _numel(info) * WIDTHS[info.dtype]
+    return _numel(info) * BITS[info.dtype] // 8

@@ -11,6 +11,7 @@ from layerloom.composer.errors import ComposeError
 from layerloom.composer.family.family import Family
 from layerloom.composer.family.plan import Plan
 from layerloom.composer.sources.codecs import Codec, Exact, Int4, Int8, Lowrank, Sign, norms, same
+from layerloom.composer.sources.layout import language_config
 
 from .extract import encoded, is_plain
 from .merge import blend_for, blended
@@ -118,7 +119,7 @@ def label(codec: Codec) -> str:
 
 
 def composed(family: Family, plan: Plan, name: str) -> torch.Tensor:
-    return blended(blend_for(plan, name), lambda source: family.checkpoint(source).read(name))
+    return blended(blend_for(family, plan, name), lambda source: family.checkpoint(source).read(name))
 
 
 def coded(family: Family, plan: Plan, name: str, codec: Codec, tally: Tally) -> torch.Tensor:
@@ -131,7 +132,7 @@ def coded(family: Family, plan: Plan, name: str, codec: Codec, tally: Tally) -> 
         if same(e, base):
             continue
         try:
-            used, parts = encoded(e, base, Exact() if is_plain(name, e) else codec, None)
+            used, parts = encoded(e, base, Exact() if is_plain(family.base, name) else codec, None)
             decoded[expert] = used.decode(parts, base)
         except ComposeError as reason:
             raise ComposeError(f"{family.checkpoint(expert).path}: {name}: {reason}") from reason
@@ -140,7 +141,7 @@ def coded(family: Family, plan: Plan, name: str, codec: Codec, tally: Tally) -> 
         tally.plain += e.nbytes
         tally.lost += lost * lost
         tally.change += change * change
-    return blended(blend_for(plan, name), decoded.__getitem__)
+    return blended(blend_for(family, plan, name), decoded.__getitem__)
 
 
 def load(family: Family, weights: dict[str, torch.Tensor]) -> Any:
@@ -170,7 +171,7 @@ def load(family: Family, weights: dict[str, torch.Tensor]) -> Any:
 
 def random_tokens(family: Family) -> list[list[int]]:
     generator = torch.Generator().manual_seed(SEED)
-    size = int(family.base.config.get("vocab_size", 0))
+    size = int(language_config(family.base.config).get("vocab_size", 0))
     if size < 1:
         raise ComposeError(f"{family.base.path / 'config.json'}: has no vocab_size; give prompts")
     ids: list[list[int]] = torch.randint(size, (PROMPTS, LENGTH), generator=generator).tolist()

@@ -8,8 +8,9 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from layerloom import composer
+from layerloom.composer import Family
 
-from .console import FamilyPath, Name, clear_errors, load, out
+from .console import FamilyPath, Name, clear_errors, out
 
 
 def merge(
@@ -19,7 +20,7 @@ def merge(
 ) -> None:
     """Writes a composition as an ordinary Hugging Face checkpoint."""
     with clear_errors():
-        path = composer.merge(load(family), name, output)
+        path = composer.merge(Family.load(family), name, output)
     out.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -30,7 +31,7 @@ def verify(
 ) -> None:
     """Compares a composition with a checkpoint bit by bit; exit status 1 lists the tensors that differ."""
     with clear_errors():
-        differences = composer.verify(load(family), name, against)
+        differences = composer.verify(Family.load(family), name, against)
     if not differences:
         out.print("equal, bit by bit", highlight=False)
         return
@@ -44,7 +45,7 @@ def verify(
 def plan(family: FamilyPath, name: Name) -> None:
     """Shows which expert, or blend of experts, each layer of a composition comes from."""
     with clear_errors():
-        loaded = load(family)
+        loaded = Family.load(family)
         planned, speaker = loaded.plan(name), loaded.speaker(name)
     title = f"{planned.name}   digest {planned.digest[:12]}"
     table = Table("layer", "from", title=title, caption=escape(f"chat template, eos and sampling: {speaker}"))

@@ -6,7 +6,9 @@ from typing import Annotated
 
 import typer
 
-from .console import FamilyPath, clear_errors, load, out
+from layerloom.composer import Family
+
+from .console import FamilyPath, clear_errors, out
 
 
 def serve(
@@ -37,7 +39,7 @@ def serve(
 
     prepare_environment()
     with clear_errors():
-        loaded = load(family)
+        loaded = Family.load(family)
         from layerloom.server.http.serve import arguments, run
 
         options = [*context.args, "--port", str(port)]
@@ -61,7 +63,7 @@ def generate(
     }.items():
         os.environ.setdefault(name, value)
     with clear_errors():
-        load(family).parse(model)
+        Family.load(family).parse(model)
         from layerloom.server import Runtime
 
         with Runtime(family, enforce_eager=True, disable_log_stats=True) as runtime:

@@ -11,10 +11,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Column, Table
 
 from layerloom import composer
-from layerloom.composer import ComposeError, Quality, Report
+from layerloom.composer import ComposeError, Family, Quality, Report
 from layerloom.composer.sources.codecs import CODECS, Lowrank
 
-from .console import PLOT, FamilyPath, clear_errors, err, load, out
+from .console import PLOT, FamilyPath, clear_errors, err, out
 
 
 def extract(
@@ -72,7 +72,7 @@ def inspect(
                 raise ComposeError("--quality draws no picture")
             if base is not None:
                 raise ComposeError("--quality is of a family, which says what its base is")
-            family = load(path)
+            family = Family.load(path)
             name = name or next((pair for pair in family.names() if "+" in pair), family.names()[1])
             measured = composer.quality(
                 family, name, prompt or (), progress=lambda codec: status.update(f"measuring {codec}")
@@ -99,7 +99,7 @@ def suggest(
 ) -> None:
     """Proposes a split for a layer swap from where the two experts change: a heuristic, and a name to try."""
     with clear_errors(), err.status("reading"):
-        found = composer.suggest(load(family), name)
+        found = composer.suggest(Family.load(family), name)
         if plot is not None:
             composer.draw(found.reports, plot, (found.bottom, found.top), found.name)
     task, language = (report.expert for report in found.reports)

@@ -135,6 +135,8 @@ def install(module: nn.Module, handle: Handle) -> None:
 class PackedLinearMethod(PagedLinearMethod):
     """Packs each matrix as soon as it is loaded, as stock vLLM does, so that a model is never twice in memory."""
 
+    packs = True
+
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         layer.layerloom_shape = layer.weight.shape
         bias = getattr(layer, "bias", None)

@@ -52,6 +52,9 @@ class Slot(ABC):
 class PagedLinearMethod(UnquantizedLinearMethod):
     """y = x Wᵀ + b with the page of each token."""
 
+    packs = False
+    """Whether weights are, once they are loaded, as stock vLLM leaves them."""
+
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         """Nothing: the weights move into pages when the whole model is there."""
 

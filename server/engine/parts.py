@@ -1,20 +1,22 @@
 """parts: the decoder layers and the stem of a loaded vLLM model, and the flat pages their parameters make."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 
 import torch
 from torch import nn
+from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
     UnquantizedEmbeddingMethod,
     VocabParallelEmbedding,
 )
+from vllm.model_executor.models.interfaces import supports_multimodal
 
 from layerloom.composer.errors import ComposeError
 from layerloom.composer.family.plan import kind_of
-from layerloom.composer.sources.checkpoint import layer_of
+from layerloom.composer.sources.layout import Layout
 
 from .paged import NORMS, PagedEmbeddingMethod, PagedLinearMethod
 
@@ -49,7 +51,7 @@ class Part:
 
 
 class Parts:
-    """The decoder layers in order, then the stem.
+    """The decoder layers in order, then the stem. What is around the language model of a larger one is vLLM's own.
 
     Raises ComposeError naming every module that has weights of a kind that cannot be paged.
     """
@@ -59,20 +61,23 @@ class Parts:
         self.depth = depth
         self._loading = Lock()
         self.parts = [Part() for _ in range(depth + 1)]
-        self.tables = [module for module in model.modules() if isinstance(module, VocabParallelEmbedding)]
+        language = dict(language_modules(model))
+        leave(module for name, module in model.named_modules() if name not in language)
+        self.tables = [module for module in language.values() if isinstance(module, VocabParallelEmbedding)]
         for table in self.tables:
             # Some models (Gemma 2) build their table without the quantization config; its weight is still there.
             if type(table.quant_method) is UnquantizedEmbeddingMethod:
                 table.quant_method = PagedEmbeddingMethod()
             table.layerloom_tied = not any(isinstance(other, ParallelLMHead) for other in self.tables)
-        refuse(model)
+        refuse(model, language)
+        layout = Layout(f"{name}." for name in language)
         found: list[dict[int, tuple[str, nn.Parameter, torch.Size]]] = [{} for _ in self.parts]
         seen: set[int] = set()
-        for name, module in model.named_modules():
+        for name, module in language.items():
             parameters = dict(module.named_parameters(recurse=False))
             if not parameters:
                 continue
-            layer = layer_of(f"{name}.")
+            layer = layout.layer_of(f"{name}.")
             index = depth if layer is None else layer
             self.parts[index].modules[name] = module
             for leaf, parameter in parameters.items():
@@ -132,7 +137,27 @@ class Parts:
             raise ComposeError(f"vLLM loaded nothing into {', '.join(sorted(missing))} from the expert's checkpoint")
 
 
-def refuse(model: nn.Module) -> None:
+def language_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules of a model's language model, which may be all of it, by their names in the model."""
+    language = model.get_language_model() if supports_multimodal(model) else model
+    prefix = next(name for name, module in model.named_modules() if module is language)
+    return language.named_modules(prefix=prefix)
+
+
+def leave(modules: Iterable[nn.Module]) -> None:
+    """Makes modules stock vLLM's again, as they compute with the base's weights alone."""
+    for module in modules:
+        method = getattr(module, "quant_method", None)
+        if isinstance(method, PagedLinearMethod):
+            module.quant_method = UnquantizedLinearMethod()
+            if not method.packs:
+                module.quant_method.process_weights_after_loading(module)
+        elif isinstance(method, PagedEmbeddingMethod):
+            module.quant_method = UnquantizedEmbeddingMethod()
+            module.quant_method.process_weights_after_loading(module)
+
+
+def refuse(model: nn.Module, modules: Mapping[str, nn.Module]) -> None:
     """Raises ComposeError naming the modules whose weights cannot be paged."""
 
     def can_be_paged(module: nn.Module) -> bool:
@@ -142,7 +167,7 @@ def refuse(model: nn.Module) -> None:
 
     problems = [
         f"{name} ({type(module).__name__})"
-        for name, module in model.named_modules()
+        for name, module in modules.items()
         if dict(module.named_parameters(recurse=False)) and not can_be_paged(module)
     ]
     if problems:

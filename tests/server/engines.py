@@ -11,7 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
@@ -110,14 +112,21 @@ def distance(ours: Sequence[Answer], theirs: Sequence[Answer]) -> float:
 def in_child(job: dict[str, Any], **environment: str) -> list[Answer]:
     """Runs `job` in a process of its own: model (a directory or a family.yaml), names (one per prompt), options.
 
-    It may have `sampling` too, fields of SamplingParams, and `length`, of the prompts.
+    It may have `sampling` too, fields of SamplingParams, `length`, of the prompts, and `image`, the size of one that
+    each prompt begins with, where token 4 says so.
     """
-    command = [sys.executable, __file__, json.dumps(job)]
+    (found,) = in_one_child(job, **environment)
+    return found
+
+
+def in_one_child(*jobs: dict[str, Any], **environment: str) -> list[list[Answer]]:
+    """Jobs of `in_child`, one after another in one process."""
+    command = [sys.executable, __file__, json.dumps(jobs)]
     done = subprocess.run(
         command, env={**os.environ, **ENVIRONMENT, **environment}, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, f"it ended with {done.returncode}\n{done.stderr[-4000:]}"
-    return [Answer(**row) for row in json.loads(done.stdout.strip().splitlines()[-1])]
+    return [[Answer(**row) for row in rows] for rows in json.loads(done.stdout.strip().splitlines()[-1])]
 
 
 def interpret_triton() -> None:
@@ -130,11 +139,19 @@ def interpret_triton() -> None:
 def main() -> None:
     if os.environ.get("TRITON_INTERPRET") == "1":
         interpret_triton()
-    job = json.loads(sys.argv[1])
+    print(json.dumps([[vars(answer) for answer in done(job)] for job in json.loads(sys.argv[1])]))
+
+
+def done(job: dict[str, Any]) -> list[Answer]:
     names, params = job["names"], sampling(**job.get("sampling", {}))
     ids = [row[: job.get("length")] for row in PROMPTS[: len(names)]]
-    (outputs,) = run(Path(job["model"]), (names, prompts(ids), params), **job["options"])
-    print(json.dumps([vars(answer) for answer in answers(outputs)]))
+    asked: list[dict[str, Any]] = prompts(ids)
+    for number, prompt in enumerate(asked if "image" in job else ()):
+        content = np.random.default_rng(number).integers(0, 255, (job["image"], job["image"], 3), dtype=np.uint8)
+        prompt["prompt_token_ids"] = [1, 4, *prompt["prompt_token_ids"]]
+        prompt["multi_modal_data"] = {"image": Image.fromarray(content)}
+    (outputs,) = run(Path(job["model"]), (names, asked, params), **job["options"])
+    return answers(outputs)
 
 
 if __name__ == "__main__":
