@@ -1,0 +1,309 @@
+"""configs: whether two config.json mean one forward pass.
+
+Both are read by the config class that transformers has for their `model_type` (never by code that comes with a
+checkpoint), which fills in its defaults and knows the older names, and then every key that the class declares is
+compared: shapes, activations, norms, RoPE (`rope_theta`, `rope_scaling`, `rope_parameters` in whichever spelling),
+the window of each layer, soft caps, tied embeddings. Not compared are
+
+- what says nothing about the numbers: SKIPPED, and what matches SKIPPED_NAMES (versions, dtypes, bos, eos and pad,
+  dropout, labels, …);
+- `max_position_embeddings`, unless the RoPE is computed from it;
+- keys that the class does not declare, as nothing reads them, but for those of ALSO_READ.
+
+Where transformers does not know the `model_type` there are no defaults, and all keys but the skipped are compared as
+they are written. A model with a `text_config` and one without are compared by what makes the text.
+"""
+
+import copy
+import ctypes
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from layerloom.composer.errors import LONGEST_QUOTE, MOST_LISTED, ComposeError, quoted
+
+from .quiet import quiet_transformers
+
+Values = dict[str, Any]
+
+SKIPPED = frozenset(
+    """
+    architectures attn_implementation auto_map cache_implementation chunk_size_feed_forward dtype experts_implementation
+    finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label initializer_cutoff_factor
+    initializer_range label2id model_type name_or_path num_labels output_attentions output_hidden_states
+    output_router_logits prefix pretraining_tp problem_type processor_class pruned_heads quantization_config return_dict
+    router_aux_loss_coef router_z_loss_coef task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript
+    transformers_version transformers.js_config use_bfloat16 use_cache
+    """.split()
+)
+SKIPPED_NAMES = re.compile(r"_.*|.*dropout|.*_(pdrop|dropout_prob)|.*layerdrop|unsloth_.*|(bos|eos|pad|sep|cls)_token_id")
+# What the engine's models read though the config class does not declare it, and what they take it for when it is absent.
+ALSO_READ: Values = {
+    "attention_bias": False,
+    "attention_sinks": None,
+    "bias": False,
+    "dual_chunk_attention_config": None,
+    "is_causal": True,
+    "layer_rope_theta": None,
+    "layer_types": None,
+    "logit_scale": 1.0,
+    "mlp_bias": False,
+    "qk_norm": False,
+    "qkv_bias": False,
+    "sliding_window": None,
+    "use_bidirectional_attention": False,
+}
+# Keys of the kinds of RoPE; one that the kind of a config does not read is passed over.
+ROPE_KINDS = {
+    "default": "",
+    "linear": "factor",
+    "dynamic": "factor original_max_position_embeddings",
+    "yarn": "factor original_max_position_embeddings attention_factor beta_fast beta_slow mscale mscale_all_dim truncate",
+    "longrope": "factor original_max_position_embeddings attention_factor short_factor long_factor",
+    "llama3": "factor original_max_position_embeddings low_freq_factor high_freq_factor",
+}
+ROPE_KEYS = frozenset(key for keys in ROPE_KINDS.values() for key in keys.split())
+ROPE_NAMES = {"su": "longrope", "mrope": "default", None: "default"}
+ROPE_DEFAULTS = {"partial_rotary_factor": 1.0, "beta_fast": 32, "beta_slow": 1, "truncate": True}
+COUNTS = re.compile(r"layer|depth|blocks|num_")
+MOST_COUNTED = 1 << 20
+
+
+def config_problems(base: Path, ours: Mapping[str, Any], expert: Path, theirs: Mapping[str, Any]) -> list[str]:
+    """Every way in which the model of one config.json computes otherwise than the base's, one line each.
+
+    `base` and `expert` are the files, `ours` and `theirs` what they hold. Nothing is imported where they differ in
+    skipped keys alone.
+    """
+    try:
+        types = _type(ours, theirs), _type(theirs, ours)
+        kept = _kept(ours), _kept(theirs)
+        if kept[0] == kept[1] and types[0] == types[1] and _classes(ours) == _classes(theirs):
+            return []
+        with quiet_transformers() as transformers:
+            first = _Meaning(transformers, base, kept[0], types[0])
+            second = _Meaning(transformers, expert, kept[1], types[1])
+            known = _known_classes({first.model_type, second.model_type, *types})
+    except RecursionError:
+        return [f"{expert}: is nested too deeply to be compared with the base's"]
+    except ComposeError as error:
+        return [str(error)]
+    if first.is_composite != second.is_composite:
+        first, second = first.text(), second.text()
+    if first.model_type != second.model_type:
+        given = f"model_type is {_shown(second.model_type)}, the base's is {_shown(first.model_type)}"
+        return [f"{expert}: {given}: the expert is no fine-tune of this base; give one of the same model_type"]
+    lines = []
+    own, common = _classes(theirs), _classes(ours)
+    if own and common and own != common and not own <= known:
+        lines.append(f"architectures is {_shown(theirs['architectures'])}, the base's is {_shown(ours['architectures'])}")
+    lines += _differences(first.values, second.values, ours, theirs)
+    if len(lines) > MOST_LISTED:
+        lines = [*lines[:MOST_LISTED], f"{len(lines) - MOST_LISTED} more keys are not the base's"]
+    advice = "all layers run with the base's config; correct this file if the expert was trained with that"
+    return [f"{expert}: {line} ({advice})" for line in lines]
+
+
+class _Meaning:
+    """`values` has every key that matters, defaults filled in, by dotted name; `model_type` is the text's."""
+
+    def __init__(self, transformers: Any, file: Path, config: Values, model_type: str | None) -> None:
+        _check_counts(file, config)
+        self.model_type = model_type
+        mapping = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+        if model_type not in mapping:
+            self.is_composite = isinstance(config.get("text_config"), dict)
+            self._text: Values = _canonical(config["text_config"] if self.is_composite else config)
+            self._text_type = self._text.pop("model_type", model_type) if self.is_composite else model_type
+            self.values = {**_canonical(config), **(_named("text_config", self._text) if self.is_composite else {})}
+            self.values.pop("text_config", None)
+            return
+        try:
+            parsed = mapping[model_type].from_dict(copy.deepcopy(config))
+            text = getattr(parsed, "text_config", None)
+            self.is_composite = isinstance(text, transformers.PreTrainedConfig)
+            self.values = _flat(transformers, parsed)
+            self._text = _flat(transformers, text) if self.is_composite else self.values
+            self._text_type = text.model_type if self.is_composite else model_type
+        # A config class may raise anything over values that it was not made for.
+        except Exception as error:
+            reason = str(error).strip().replace("\n", " ")[:300] or type(error).__name__
+            name = f"transformers {transformers.__version__}"
+            raise ComposeError(f"{file}: {name} cannot read it as a config of {quoted(model_type)}: {reason}") from error
+        if self.is_composite and "tie_word_embeddings" in self.values:
+            self.values.pop("text_config.tie_word_embeddings", None)
+            self._text["tie_word_embeddings"] = self.values["tie_word_embeddings"]
+
+    def text(self) -> "_Meaning":
+        """What makes the text, alone."""
+        part = copy.copy(self)
+        part.values, part.model_type, part.is_composite = self._text, self._text_type, False
+        return part
+
+
+def _flat(transformers: Any, parsed: Any) -> Values:
+    """The declared keys of a config object and of those in it, by dotted name."""
+    values, written = parsed.to_dict(), vars(parsed)
+    try:
+        declared = type(parsed)().to_dict().keys()
+    except Exception:  # Some composite classes cannot be made of nothing.
+        declared = values.keys()
+    nested = {key for key, value in written.items() if isinstance(value, transformers.PreTrainedConfig)}
+    kept = {key: value for key, value in values.items() if key not in nested and (key in declared or key in ALSO_READ)}
+    flat = _canonical(_kept(kept))
+    for key in sorted(nested):
+        flat |= _named(key, _flat(transformers, written[key]))
+    return flat
+
+
+def _named(prefix: str, values: Values) -> Values:
+    return {f"{prefix}.{key}": value for key, value in values.items()}
+
+
+def _kept(config: Mapping[str, Any]) -> Values:
+    """The keys that are not skipped, in nested configs too."""
+    return {
+        key: _kept(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in SKIPPED and not SKIPPED_NAMES.fullmatch(key)
+    }
+
+
+def _canonical(values: Values) -> Values:
+    """One config's values with RoPE and windows written in one way; null is absent."""
+    values = dict(values)
+    rope = values.pop("rope_parameters", None) or values.get("rope_scaling") or {}
+    theta, partial = values.pop("rope_theta", None), values.pop("partial_rotary_factor", None)
+    values.pop("rope_scaling", None)
+    rope = rope if isinstance(rope, dict) else {"rope_type": rope}
+    nested = {key: value for key, value in rope.items() if isinstance(value, dict)}
+    kinds = set()
+    for kind, keys in (nested or {"": rope}).items():
+        keys = {"rope_theta": theta, "partial_rotary_factor": partial} | keys
+        found = _rope(keys)
+        kinds.add(found.get("rope_type"))
+        place = f"rope_parameters.{kind}." if kind else ""
+        values |= {f"{place}{key}" if kind or key == "rope_theta" else f"rope_parameters.{key}": found[key] for key in found}
+    if not kinds & {"dynamic", "longrope"}:
+        values.pop("max_position_embeddings", None)
+    _set_windows(values)
+    return _stated(ALSO_READ) | _stated(values)
+
+
+def _stated(values: Values) -> Values:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _rope(rope: Values) -> Values:
+    """The keys of one RoPE that its kind reads, without those that have their default."""
+    kind = rope.get("rope_type") or rope.get("type")
+    kind = ROPE_NAMES.get(kind, kind) if isinstance(kind, str | None) else str(kind)
+    if kind == "linear" and rope.get("factor") == 1:
+        kind = "default"
+    passed = ROPE_KEYS - set(ROPE_KINDS[kind].split()) if kind in ROPE_KINDS else set()
+    found = {
+        key: value
+        for key, value in rope.items()
+        if key not in passed and key not in ("type", "rope_type") and value is not None
+        if key not in ROPE_DEFAULTS or value != ROPE_DEFAULTS[key]
+    }
+    # A model without RoPE has no key of it.
+    return {**found, "rope_type": kind} if found or kind != "default" else {}
+
+
+def _set_windows(values: Values) -> None:
+    """Says for every layer whether it has a window, and drops a window that no layer has."""
+    types = values.get("layer_types")
+    if values.get("use_sliding_window") is False:
+        values["sliding_window"] = None
+    if types is not None or values.get("sliding_window") is None:
+        for key in ("use_sliding_window", "max_window_layers", "sliding_window_pattern"):
+            values.pop(key, None)
+    window = values.get("sliding_window")
+    if not isinstance(types, list) or not types:
+        types = ["sliding_attention" if window is not None else "full_attention"]
+    if window is None:
+        types = ["full_attention" if kind == "sliding_attention" else kind for kind in types]
+    if not any("sliding" in str(kind) for kind in types):
+        values.pop("sliding_window", None)
+    values["layer_types"] = types[0] if all(kind == types[0] for kind in types) else types
+
+
+def _differences(first: Values, second: Values, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """One line for each key that is not the base's; one for all keys of a RoPE."""
+    keys = [key for key in sorted(first.keys() | second.keys()) if not _equal(first.get(key), second.get(key))]
+    if any(key.endswith("num_hidden_layers") for key in keys):
+        keys = [key for key in keys if not key.endswith("layer_types")]
+    lines, ropes = [], []
+    for key in keys:
+        mine, other = _given(second, key, theirs), _given(first, key, ours)
+        line = f"{key} is {mine}, the base's is {other}"
+        (ropes if "rope" in key else lines).append(line)
+    return lines + (["; ".join(ropes)] if ropes else [])
+
+
+def _given(values: Values, key: str, config: Mapping[str, Any]) -> str:
+    if key not in values:
+        return "not set"
+    return _shown(values[key]) + ("" if _states(config, key.rpartition(".")[2]) else " (by default)")
+
+
+def _states(config: Mapping[str, Any], key: str, depth: int = 4) -> bool:
+    inner = [value for value in config.values() if isinstance(value, dict)] if depth else []
+    return config.get(key) is not None or any(_states(part, key, depth - 1) for part in inner)
+
+
+def _equal(first: Any, second: Any) -> bool:
+    """Equal numbers are those that are one in fp32, in which all of them are used."""
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(_equal, first, second))
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(_equal(first[key], second[key]) for key in first)
+    if isinstance(first, int | float) and isinstance(second, int | float) and float in (type(first), type(second)):
+        try:
+            return ctypes.c_float(first).value == ctypes.c_float(second).value
+        except OverflowError:
+            return first == second
+    return bool(first == second)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        return quoted(value)
+    shown = str(value)
+    return shown if len(shown) <= LONGEST_QUOTE else f"{shown[:LONGEST_QUOTE]}…"
+
+
+def _type(config: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """A config without a model_type is taken for one of the other's."""
+    found = config.get("model_type") or other.get("model_type")
+    return found if found is None else str(found)
+
+
+def _classes(config: Mapping[str, Any]) -> set[str]:
+    """`architectures`, without the prefix that FSDP puts before a class's name."""
+    names = config.get("architectures")
+    return {str(name).removeprefix("FSDP") for name in names} if isinstance(names, list) else set()
+
+
+def _known_classes(model_types: set[str | None]) -> set[str]:
+    """The classes that transformers has for these types: bodies and heads of one model; tensors tell them apart."""
+    from transformers.models.auto import modeling_auto
+
+    known: set[str] = set()
+    for name, mapping in vars(modeling_auto).items():
+        if name.endswith("MAPPING_NAMES"):
+            for model_type in model_types:
+                found = mapping.get(model_type, ())
+                known |= {found} if isinstance(found, str) else set(found)
+    return known
+
+
+def _check_counts(file: Path, config: Values) -> None:
+    """A config class makes lists as long as these numbers say."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            _check_counts(file, value)
+        elif isinstance(value, int) and value > MOST_COUNTED and COUNTS.search(key):
+            raise ComposeError(f"{file}: {quoted(key)} is {_shown(value)}; more than {MOST_COUNTED:,} cannot be right")
