@@ -18,6 +18,7 @@ import copy
 import ctypes
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,21 @@ from .quiet import quiet_transformers
 Values = dict[str, Any]
 
 SKIPPED = frozenset(
-    """
-    architectures attn_implementation auto_map cache_implementation chunk_size_feed_forward dtype experts_implementation
-    finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label initializer_cutoff_factor
-    initializer_range label2id model_type name_or_path num_labels output_attentions output_hidden_states
-    output_router_logits prefix pretraining_tp problem_type processor_class pruned_heads quantization_config return_dict
-    router_aux_loss_coef router_z_loss_coef task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript
-    transformers_version transformers.js_config use_bfloat16 use_cache
-    """.split()
+    (
+        "architectures", "attn_implementation", "auto_map", "cache_implementation", "chunk_size_feed_forward",
+        "dtype", "experts_implementation", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id",
+        "gradient_checkpointing", "id2label", "initializer_cutoff_factor", "initializer_range", "label2id",
+        "name_or_path", "num_labels", "output_attentions", "output_hidden_states",
+        "output_router_logits", "prefix", "pretraining_tp", "problem_type", "processor_class", "pruned_heads",
+        "quantization_config", "return_dict", "router_aux_loss_coef", "router_z_loss_coef",
+        "task_specific_params", "tf_legacy_loss", "tokenizer_class", "torch_dtype", "torchscript",
+        "transformers_version", "transformers.js_config", "use_bfloat16", "use_cache",
+    )
+)  # fmt: skip
+SKIPPED_NAMES = re.compile(
+    r"_.*|.*dropout|.*_(pdrop|dropout_prob)|.*layerdrop|unsloth_.*|(bos|eos|pad|sep|cls)_token_id"
 )
-SKIPPED_NAMES = re.compile(r"_.*|.*dropout|.*_(pdrop|dropout_prob)|.*layerdrop|unsloth_.*|(bos|eos|pad|sep|cls)_token_id")
-# What the engine's models read though the config class does not declare it, and what they take it for when it is absent.
+# What the engine's models read though no config class declares it, and what an absent one is taken for.
 ALSO_READ: Values = {
     "attention_bias": False,
     "attention_sinks": None,
@@ -55,15 +60,16 @@ ALSO_READ: Values = {
     "use_bidirectional_attention": False,
 }
 # Keys of the kinds of RoPE; one that the kind of a config does not read is passed over.
+LENGTH = "original_max_position_embeddings"
 ROPE_KINDS = {
-    "default": "",
-    "linear": "factor",
-    "dynamic": "factor original_max_position_embeddings",
-    "yarn": "factor original_max_position_embeddings attention_factor beta_fast beta_slow mscale mscale_all_dim truncate",
-    "longrope": "factor original_max_position_embeddings attention_factor short_factor long_factor",
-    "llama3": "factor original_max_position_embeddings low_freq_factor high_freq_factor",
+    "default": set[str](),
+    "linear": {"factor"},
+    "dynamic": {"factor", LENGTH},
+    "yarn": {"factor", LENGTH, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"},
+    "longrope": {"factor", LENGTH, "attention_factor", "short_factor", "long_factor"},
+    "llama3": {"factor", LENGTH, "low_freq_factor", "high_freq_factor"},
 }
-ROPE_KEYS = frozenset(key for keys in ROPE_KINDS.values() for key in keys.split())
+ROPE_KEYS = set().union(*ROPE_KINDS.values())
 ROPE_NAMES = {"su": "longrope", "mrope": "default", None: "default"}
 ROPE_DEFAULTS = {"partial_rotary_factor": 1.0, "beta_fast": 32, "beta_slow": 1, "truncate": True}
 COUNTS = re.compile(r"layer|depth|blocks|num_")
@@ -81,65 +87,80 @@ def config_problems(base: Path, ours: Mapping[str, Any], expert: Path, theirs: M
         kept = _kept(ours), _kept(theirs)
         if kept[0] == kept[1] and types[0] == types[1] and _classes(ours) == _classes(theirs):
             return []
+        for file, config in zip((base, expert), kept, strict=True):
+            _check_counts(file, config)
         with quiet_transformers() as transformers:
-            first = _Meaning(transformers, base, kept[0], types[0])
-            second = _Meaning(transformers, expert, kept[1], types[1])
+            first, unread = _meaning(transformers, base, kept[0], types[0])
+            second, reason = _meaning(transformers, expert, kept[1], types[1])
             known = _known_classes({first.model_type, second.model_type, *types})
     except RecursionError:
         return [f"{expert}: is nested too deeply to be compared with the base's"]
     except ComposeError as error:
         return [str(error)]
-    if first.is_composite != second.is_composite:
-        first, second = first.text(), second.text()
-    if first.model_type != second.model_type:
+    if reason is not None and unread is None:
+        return [reason]
+    if unread is not None:
+        first, second = (_written(config, kind) for config, kind in zip(kept, types, strict=True))
+    if (first.text is None) != (second.text is None):
+        first, second = first.text or first, second.text or second
+    if first.model_type != second.model_type and None not in (first.model_type, second.model_type):
         given = f"model_type is {_shown(second.model_type)}, the base's is {_shown(first.model_type)}"
         return [f"{expert}: {given}: the expert is no fine-tune of this base; give one of the same model_type"]
-    lines = []
+    lines: list[str] = []
     own, common = _classes(theirs), _classes(ours)
     if own and common and own != common and not own <= known:
-        lines.append(f"architectures is {_shown(theirs['architectures'])}, the base's is {_shown(ours['architectures'])}")
+        lines.append(
+            f"architectures is {_shown(theirs['architectures'])}, the base's is {_shown(ours['architectures'])}"
+        )
     lines += _differences(first.values, second.values, ours, theirs)
     if len(lines) > MOST_LISTED:
         lines = [*lines[:MOST_LISTED], f"{len(lines) - MOST_LISTED} more keys are not the base's"]
+    if lines and unread is not None:
+        lines.append(f"compared as written: {unread}")
     advice = "all layers run with the base's config; correct this file if the expert was trained with that"
     return [f"{expert}: {line} ({advice})" for line in lines]
 
 
+@dataclass(frozen=True)
 class _Meaning:
-    """`values` has every key that matters, defaults filled in, by dotted name; `model_type` is the text's."""
+    """`values` has every key that matters, defaults filled in, by dotted name. `text` is the part that makes text."""
 
-    def __init__(self, transformers: Any, file: Path, config: Values, model_type: str | None) -> None:
-        _check_counts(file, config)
-        self.model_type = model_type
-        mapping = transformers.models.auto.configuration_auto.CONFIG_MAPPING
-        if model_type not in mapping:
-            self.is_composite = isinstance(config.get("text_config"), dict)
-            self._text: Values = _canonical(config["text_config"] if self.is_composite else config)
-            self._text_type = self._text.pop("model_type", model_type) if self.is_composite else model_type
-            self.values = {**_canonical(config), **(_named("text_config", self._text) if self.is_composite else {})}
-            self.values.pop("text_config", None)
-            return
-        try:
-            parsed = mapping[model_type].from_dict(copy.deepcopy(config))
-            text = getattr(parsed, "text_config", None)
-            self.is_composite = isinstance(text, transformers.PreTrainedConfig)
-            self.values = _flat(transformers, parsed)
-            self._text = _flat(transformers, text) if self.is_composite else self.values
-            self._text_type = text.model_type if self.is_composite else model_type
-        # A config class may raise anything over values that it was not made for.
-        except Exception as error:
-            reason = str(error).strip().replace("\n", " ")[:300] or type(error).__name__
-            name = f"transformers {transformers.__version__}"
-            raise ComposeError(f"{file}: {name} cannot read it as a config of {quoted(model_type)}: {reason}") from error
-        if self.is_composite and "tie_word_embeddings" in self.values:
-            self.values.pop("text_config.tie_word_embeddings", None)
-            self._text["tie_word_embeddings"] = self.values["tie_word_embeddings"]
+    model_type: str | None
+    values: Values
+    text: "_Meaning | None" = None
 
-    def text(self) -> "_Meaning":
-        """What makes the text, alone."""
-        part = copy.copy(self)
-        part.values, part.model_type, part.is_composite = self._text, self._text_type, False
-        return part
+
+def _meaning(transformers: Any, file: Path, config: Values, model_type: str | None) -> tuple[_Meaning, str | None]:
+    """What transformers reads, or what is written where it does not know the type or, for the reason given, cannot."""
+    mapping = transformers.models.auto.configuration_auto.CONFIG_MAPPING
+    if model_type not in mapping:
+        return _written(config, model_type), None
+    try:
+        parsed = mapping[model_type].from_dict(copy.deepcopy(config))
+        values, text = _flat(transformers, parsed), getattr(parsed, "text_config", None)
+        if not isinstance(text, transformers.PreTrainedConfig):
+            return _Meaning(model_type, values), None
+        part = _flat(transformers, text)
+    # A config class may raise anything over values that it was not made for.
+    except Exception as error:
+        reason = str(error).strip().replace("\n", " ")[:300] or type(error).__name__
+        name = f"transformers {transformers.__version__}"
+        found = f"{file}: {name} cannot read it as a config of {quoted(model_type)}: {reason}"
+        return _written(config, model_type), found
+    if "tie_word_embeddings" in values:
+        values.pop("text_config.tie_word_embeddings", None)
+        part["tie_word_embeddings"] = values["tie_word_embeddings"]
+    return _Meaning(model_type, values, _Meaning(text.model_type, part)), None
+
+
+def _written(config: Values, model_type: str | None) -> _Meaning:
+    """A config as it is written, but for the spelling of RoPE and windows."""
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+        return _Meaning(model_type, _canonical(config))
+    part, kind = _canonical(text), _type(text, {})
+    rest = _canonical({key: value for key, value in config.items() if key != "text_config"})
+    return _Meaning(model_type, {**rest, **_named("text_config", part)}, _Meaning(kind, part))
 
 
 def _flat(transformers: Any, parsed: Any) -> Values:
@@ -153,7 +174,7 @@ def _flat(transformers: Any, parsed: Any) -> Values:
     kept = {key: value for key, value in values.items() if key not in nested and (key in declared or key in ALSO_READ)}
     flat = _canonical(_kept(kept))
     for key in sorted(nested):
-        flat |= _named(key, _flat(transformers, written[key]))
+        flat |= _named(key, {"model_type": written[key].model_type, **_flat(transformers, written[key])})
     return flat
 
 
@@ -172,7 +193,7 @@ def _kept(config: Mapping[str, Any]) -> Values:
 
 def _canonical(values: Values) -> Values:
     """One config's values with RoPE and windows written in one way; null is absent."""
-    values = dict(values)
+    values = {key: value for key, value in values.items() if key != "model_type"}
     rope = values.pop("rope_parameters", None) or values.get("rope_scaling") or {}
     theta, partial = values.pop("rope_theta", None), values.pop("partial_rotary_factor", None)
     values.pop("rope_scaling", None)
@@ -184,7 +205,9 @@ def _canonical(values: Values) -> Values:
         found = _rope(keys)
         kinds.add(found.get("rope_type"))
         place = f"rope_parameters.{kind}." if kind else ""
-        values |= {f"{place}{key}" if kind or key == "rope_theta" else f"rope_parameters.{key}": found[key] for key in found}
+        values |= {
+            f"{place}{key}" if kind or key == "rope_theta" else f"rope_parameters.{key}": found[key] for key in found
+        }
     if not kinds & {"dynamic", "longrope"}:
         values.pop("max_position_embeddings", None)
     _set_windows(values)
@@ -201,7 +224,7 @@ def _rope(rope: Values) -> Values:
     kind = ROPE_NAMES.get(kind, kind) if isinstance(kind, str | None) else str(kind)
     if kind == "linear" and rope.get("factor") == 1:
         kind = "default"
-    passed = ROPE_KEYS - set(ROPE_KINDS[kind].split()) if kind in ROPE_KINDS else set()
+    passed = ROPE_KEYS - ROPE_KINDS[kind] if kind in ROPE_KINDS else set()
     found = {
         key: value
         for key, value in rope.items()
@@ -235,7 +258,8 @@ def _differences(first: Values, second: Values, ours: Mapping[str, Any], theirs:
     keys = [key for key in sorted(first.keys() | second.keys()) if not _equal(first.get(key), second.get(key))]
     if any(key.endswith("num_hidden_layers") for key in keys):
         keys = [key for key in keys if not key.endswith("layer_types")]
-    lines, ropes = [], []
+    lines: list[str] = []
+    ropes: list[str] = []
     for key in keys:
         mine, other = _given(second, key, theirs), _given(first, key, ours)
         line = f"{key} is {mine}, the base's is {other}"

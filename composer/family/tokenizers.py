@@ -93,8 +93,8 @@ class _Directory:
 
     def switches(self, found: Vocabulary) -> dict[str, bool]:
         """Whether bos, eos and a space are added to a text: as tokenizer_config.json says, or else the pipeline."""
-        said = {key: self.config.get(key) for key in PREFIXES}
-        return {key: said[key] if isinstance(said[key], bool) else found.adds[key] for key in PREFIXES}
+        said = {key: self.config[key] for key in PREFIXES if isinstance(self.config.get(key), bool)}
+        return {**found.adds, **said}
 
     def loaded(self) -> Vocabulary:
         """What transformers makes of copies of the files. Raises ComposeError."""
@@ -170,10 +170,14 @@ def _tokens(first: Vocabulary, second: Vocabulary) -> list[str]:
         lines.append(f"lacks the base's added tokens {_shown(gone, first.id)}")
     for name in other[:8]:
         changed = [key for key in first.added[name] if first.added[name][key] != second.added[name].get(key)]
-        words = ", ".join(f"{key} {second.added[name].get(key)}, the base's {first.added[name][key]}" for key in changed)
+        words = ", ".join(
+            f"{key} {second.added[name].get(key)}, the base's {first.added[name][key]}" for key in changed
+        )
         lines.append(f"the added token {quoted(name)} has {words}")
     if plain:
-        lines.append(f"the tokens {_shown(sorted(plain), second.id)} are added tokens in one and plain ones in the other")
+        lines.append(
+            f"the tokens {_shown(sorted(plain), second.id)} are added tokens in one and plain ones in the other"
+        )
     return lines
 
 
@@ -220,7 +224,9 @@ def _content(file: Path) -> Any:
     content = read_bytes(file)
     if file.suffix == ".txt":
         lines = content.decode(errors="surrogateescape").splitlines()
-        return [line for line in lines if line.strip() and not (file.name == "merges.txt" and line.startswith("#version"))]
+        return [
+            line for line in lines if line.strip() and not (file.name == "merges.txt" and line.startswith("#version"))
+        ]
     return hashlib.sha256(content).digest()
 
 

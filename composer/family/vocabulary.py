@@ -90,7 +90,9 @@ def parse(file: Path, content: str | bytes) -> Vocabulary:
             token["content"]: {"id": tokens[token["content"]]} | {key: token.get(key, FLAGS[key]) for key in FLAGS}
             for token in data.get("added_tokens") or []
         }
-        ranks: list[Any] = [merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or []]
+        ranks: list[Any] = [
+            merge.split(" ") if isinstance(merge, str) else merge for merge in model.get("merges") or []
+        ]
         if isinstance(model["vocab"], list):
             ranks = [score for _, score in model["vocab"]]
         listed = sorted(tokens.items(), key=lambda item: item[1])

@@ -20,6 +20,7 @@ CONFIG = {
     "model_type": "llama",
     "num_hidden_layers": DEPTH,
     "hidden_size": HIDDEN,
+    "num_attention_heads": 4,
     "vocab_size": VOCAB,
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
