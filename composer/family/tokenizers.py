@@ -12,27 +12,31 @@ and then through the same classes, never through code that comes with a checkpoi
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from layerloom.composer.errors import ComposeError, listed, quoted
+from layerloom.composer.errors import MOST_LISTED, ComposeError, listed, quoted
 from layerloom.composer.files import read_bytes, read_json
 
 from .quiet import quiet_transformers
-from .vocabulary import Vocabulary, ids, parse, vocabulary
+from .vocabulary import FLAGS, Vocabulary, ids, parse, vocabulary
 
 JSON = "tokenizer.json"
 CONFIG, ROLES, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 # What a tokenizer can be read from, the best first.
-KINDS = ((JSON,), ("tokenizer.model",), ("tekken.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
+MODEL = ("tokenizer.model",)
+KINDS = ((JSON,), MODEL, ("tekken.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
+NONE = 8
+"""A class that does not read the files makes a tokenizer of a few special tokens."""
 FILES = (*dict.fromkeys(name for kind in KINDS for name in kind), CONFIG, ROLES, ADDED)
 PREFIXES = ("add_bos_token", "add_eos_token", "add_prefix_space")
 LISTS = ("additional_special_tokens", "extra_special_tokens")
 # Keys of tokenizer_config.json that can change ids, and those that a class needs to be made.
 SETTINGS = (*PREFIXES, *LISTS, "added_tokens_decoder", "do_lower_case", "fix_mistral_regex", "split_special_tokens")
 MAKING = (*SETTINGS, "tokenizer_class", "legacy", "sp_model_kwargs")
-ADVICE = "give the expert the base's tokenizer files if it was trained with them; if not, it is no expert of this base"
+ADVICE = "compositions use the base's: if the expert needs no other, give it the base's tokenizer files"
 
 
 def tokenizer_problems(base: Path, expert: Path, config: Mapping[str, Any]) -> list[str]:
@@ -96,8 +100,8 @@ class _Directory:
         said = {key: self.config[key] for key in PREFIXES if isinstance(self.config.get(key), bool)}
         return {**found.adds, **said}
 
-    def loaded(self) -> Vocabulary:
-        """What transformers makes of copies of the files. Raises ComposeError."""
+    def loaded(self) -> tuple[Vocabulary, dict[str, int]]:
+        """What transformers makes of copies of the files, and all its ids. Raises ComposeError."""
         with tempfile.TemporaryDirectory(prefix="layerloom-") as made:
             for name in FILES:
                 if name != CONFIG and (self.path / name).exists():
@@ -116,7 +120,10 @@ class _Directory:
             except Exception as error:
                 reason = str(error).replace(made, str(self.path)).strip().replace("\n", " ")[:200]
                 raise ComposeError(f"{self.path}: transformers cannot read its tokenizer: {reason}") from error
-            return parse(self.path, content)
+            found = ids(self.path, content)
+            if len(found) <= NONE:
+                raise ComposeError(f"{self.path}: transformers finds no tokens in its tokenizer")
+            return parse(self.path, content), found
 
 
 def _by_json(ours: _Directory, theirs: _Directory) -> list[str]:
@@ -129,11 +136,11 @@ def _by_json(ours: _Directory, theirs: _Directory) -> list[str]:
         return [f"{file}: is not the base's tokenizer, and cannot be compared with it: {error}"]
     found = _differences(ours, theirs, first, second, ours.path / JSON, file)
     if not found and first.pipeline != second.pipeline:
-        try:
-            made = ours.loaded(), theirs.loaded()
-        except ComposeError:
-            made = first, second
-        found = made[0].differences(made[1])
+        found = first.differences(second)
+        # A class that makes its own pipeline does so for both; where none is named, the files are all there is.
+        if "tokenizer_class" in ours.config and "tokenizer_class" in theirs.config:
+            with suppress(ComposeError):
+                found = ours.loaded()[0].differences(theirs.loaded()[0])
     place = file if not found or not found[0].startswith(PREFIXES) else theirs.path / CONFIG
     return [f"{place}: is not the base's tokenizer: {'; '.join(found)} ({ADVICE})"] if found else []
 
@@ -142,9 +149,9 @@ def _differences(
     ours: _Directory, theirs: _Directory, first: Vocabulary, second: Vocabulary, base: Path, file: Path
 ) -> list[str]:
     """How tokens and settings differ, in words."""
-    found = _tokens(first, second)
-    if not found and first.tokens != second.tokens:
-        found = _all_tokens(ids(base), ids(file))
+    found = []
+    if first.tokens != second.tokens or first.added != second.added:
+        found = _tokens(first, second, ids(base), ids(file))
     if not found and first.ranks != second.ranks:
         found = ["its merges or scores are others, so that texts are cut into other tokens"]
     said, other = theirs.switches(second), ours.switches(first)
@@ -156,64 +163,54 @@ def _differences(
     return found
 
 
-def _tokens(first: Vocabulary, second: Vocabulary) -> list[str]:
-    """The added tokens that are not the same, by name and id."""
-    new = [name for name in second.added if name not in first.added and second.id(name) != first.id(name)]
-    gone = [name for name in first.added if name not in second.added and first.id(name) != second.id(name)]
-    both = [name for name in second.added if name in first.added]
-    other = [name for name in both if first.added[name] != second.added[name]]
-    plain = [name for name in second.added.keys() ^ first.added.keys() if name not in {*new, *gone}]
+def _tokens(first: Vocabulary, second: Vocabulary, ours: dict[str, int], theirs: dict[str, int]) -> list[str]:
+    """The tokens that are not the same, by name and id, of two vocabularies and all ids in their files."""
+    mine: dict[str, int | None] = {name: token["id"] for name, token in first.added.items()} | ours
+    other: dict[str, int | None] = {name: token["id"] for name, token in second.added.items()} | theirs
+    new, gone = (sorted(one.keys() - two.keys()) for one, two in ((other, mine), (mine, other)))
+    moved = sorted(name for name in mine.keys() & other.keys() if mine[name] != other[name])
     lines = []
     if new:
-        lines.append(f"has the added tokens {_shown(new, second.id)}, which the base's has not")
+        lines.append(f"has the tokens {_shown(new, other)}, which the base's has not")
     if gone:
-        lines.append(f"lacks the base's added tokens {_shown(gone, first.id)}")
-    for name in other[:8]:
-        changed = [key for key in first.added[name] if first.added[name][key] != second.added[name].get(key)]
-        words = ", ".join(
-            f"{key} {second.added[name].get(key)}, the base's {first.added[name][key]}" for key in changed
-        )
-        lines.append(f"the added token {quoted(name)} has {words}")
-    if plain:
-        lines.append(
-            f"the tokens {_shown(sorted(plain), second.id)} are added tokens in one and plain ones in the other"
-        )
-    return lines
-
-
-def _all_tokens(first: dict[str, int], second: dict[str, int]) -> list[str]:
-    """Tokens of whole vocabularies that are not the same, by name and id."""
-    new = sorted(second.keys() - first.keys(), key=second.__getitem__)
-    gone = sorted(first.keys() - second.keys(), key=first.__getitem__)
-    moved = [name for name in first.keys() & second.keys() if first[name] != second[name]]
-    lines = []
-    if new:
-        lines.append(f"has the tokens {_shown(new, second.get)}, which the base's has not")
-    if gone:
-        lines.append(f"lacks the base's tokens {_shown(gone, first.get)}")
+        lines.append(f"lacks the base's tokens {_shown(gone, mine)}")
     if moved:
-        name = min(moved, key=first.__getitem__)
-        lines.append(f"{len(moved)} tokens have other ids, as {quoted(name)}: {second[name]}, the base's {first[name]}")
-    return lines
+        lines.append(f"gives other ids to {_shown(moved, other)}; the base's to the first is {mine[moved[0]]}")
+    special, plain = second.added.keys() - first.added.keys(), first.added.keys() - second.added.keys()
+    if special := special & mine.keys():
+        lines.append(f"has as added tokens {_shown(sorted(special), other)}, which the base's has as plain ones")
+    if plain := plain & other.keys():
+        lines.append(f"has as plain tokens {_shown(sorted(plain), other)}, which the base's has as added ones")
+    for name in sorted(first.added.keys() & second.added.keys()):
+        flags = [key for key in FLAGS if first.added[name][key] != second.added[name][key]]
+        if flags:
+            words = (f"{key} is {second.added[name][key]}, the base's is {first.added[name][key]}" for key in flags)
+            lines.append(f"of the added token {quoted(name)} {', '.join(words)}")
+    return lines if len(lines) <= 8 else [*lines[:8], f"and {len(lines) - 8} tokens more"]
 
 
-def _shown(names: list[str], id: Callable[[str], int | None]) -> str:
-    found = [f"{quoted(name)} ({'of no id' if id(name) is None else id(name)})" for name in names[:25]]
+def _shown(names: list[str], ids: Mapping[str, int | None]) -> str:
+    """Names and ids, at most 24 of them."""
+    found = [f"{quoted(name)} ({'of no id' if ids[name] is None else ids[name]})" for name in names[:MOST_LISTED]]
     return listed(found + [""] * (len(names) - len(found)))
 
 
 def _by_files(ours: _Directory, theirs: _Directory, common: tuple[str, ...] | None, name: str) -> list[str]:
     """Directories of which one at least has no tokenizer.json."""
     file = theirs.path / name
-    same = common is not None and all(_content(ours.path / name) == _content(theirs.path / name) for name in common)
-    if same and ours.signature == theirs.signature:
-        return []
+    if common is not None:
+        pairs = [(_content(ours.path / part), _content(theirs.path / part)) for part in common]
+        same = all(mine == other for mine, other in pairs)
+        if same and ours.signature == theirs.signature:
+            return []
+        if not same and common != MODEL:
+            return [f"{file}: is not the base's tokenizer: {' and '.join(common)} list other tokens ({ADVICE})"]
     try:
-        first, second = ours.loaded(), theirs.loaded()
+        (first, mine), (second, other) = ours.loaded(), theirs.loaded()
     except ComposeError as error:
         advice = f"save both with save_pretrained of one version of transformers, so that both have a {JSON}"
         return [f"{file}: is not the base's tokenizer, and cannot be compared with it: {error}; {advice}"]
-    found = _tokens(first, second) + first.differences(second)
+    found = _tokens(first, second, mine, other) or first.differences(second)
     return [f"{file}: is not the base's tokenizer: {'; '.join(found)} ({ADVICE})"] if found else []
 
 

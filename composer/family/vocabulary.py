@@ -32,10 +32,6 @@ class Vocabulary:
     pipeline: Mapping[str, Any]
     adds: Mapping[str, bool]
 
-    def id(self, token: str) -> int | None:
-        """The id of an added token."""
-        return self.added[token]["id"] if token in self.added else None
-
     def with_added(self, more: Mapping[str, Mapping[str, Any]]) -> "Vocabulary":
         """With tokens added by other files, whose flags count where a token is in both."""
         added = dict(self.added)
@@ -75,9 +71,9 @@ def vocabulary(file: Path) -> Vocabulary:
     return _KEPT[digest]
 
 
-def ids(file: Path) -> dict[str, int]:
-    """The id of every token in a tokenizer.json, added ones included."""
-    return _tokens(_load(file, read_bytes(file)))
+def ids(file: Path, content: str | bytes | None = None) -> dict[str, int]:
+    """The id of every token in a tokenizer.json, added ones included; `content` stands for what the file holds."""
+    return _tokens(_load(file, read_bytes(file) if content is None else content))
 
 
 def parse(file: Path, content: str | bytes) -> Vocabulary:
