@@ -5,7 +5,7 @@ checkpoint), which fills in its defaults and knows the older names, and then eve
 compared: shapes, activations, norms, RoPE (`rope_theta`, `rope_scaling`, `rope_parameters` in whichever spelling),
 the window of each layer, soft caps, tied embeddings. Not compared are
 
-- what says nothing about the numbers: SKIPPED, and what matches SKIPPED_NAMES (versions, dtypes, bos, eos and pad,
+- what says nothing about the numbers: SKIPPED and SKIPPED_NAMES in `spelling` (versions, dtypes, bos, eos and pad,
   dropout, labels, …);
 - `max_position_embeddings`, unless the RoPE is computed from it;
 - keys that the class does not declare, as nothing reads them, but for those of ALSO_READ.
@@ -25,53 +25,8 @@ from typing import Any
 from layerloom.composer.errors import LONGEST_QUOTE, MOST_LISTED, ComposeError, quoted
 
 from .quiet import quiet_transformers
+from .spelling import ALSO_READ, Values, canonical, relevant
 
-Values = dict[str, Any]
-
-SKIPPED = frozenset(
-    (
-        "architectures", "attn_implementation", "auto_map", "cache_implementation", "chunk_size_feed_forward",
-        "dtype", "experts_implementation", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id",
-        "gradient_checkpointing", "id2label", "initializer_cutoff_factor", "initializer_range", "label2id",
-        "name_or_path", "num_labels", "output_attentions", "output_hidden_states",
-        "output_router_logits", "prefix", "pretraining_tp", "problem_type", "processor_class", "pruned_heads",
-        "quantization_config", "return_dict", "router_aux_loss_coef", "router_z_loss_coef",
-        "task_specific_params", "tf_legacy_loss", "tokenizer_class", "torch_dtype", "torchscript",
-        "transformers_version", "transformers.js_config", "use_bfloat16", "use_cache",
-    )
-)  # fmt: skip
-SKIPPED_NAMES = re.compile(
-    r"_.*|.*dropout|.*_(pdrop|dropout_prob)|.*layerdrop|unsloth_.*|(bos|eos|pad|sep|cls)_token_id"
-)
-# What the engine's models read though no config class declares it, and what an absent one is taken for.
-ALSO_READ: Values = {
-    "attention_bias": False,
-    "attention_sinks": None,
-    "bias": False,
-    "dual_chunk_attention_config": None,
-    "is_causal": True,
-    "layer_rope_theta": None,
-    "layer_types": None,
-    "logit_scale": 1.0,
-    "mlp_bias": False,
-    "qk_norm": False,
-    "qkv_bias": False,
-    "sliding_window": None,
-    "use_bidirectional_attention": False,
-}
-# Keys of the kinds of RoPE; one that the kind of a config does not read is passed over.
-LENGTH = "original_max_position_embeddings"
-ROPE_KINDS = {
-    "default": set[str](),
-    "linear": {"factor"},
-    "dynamic": {"factor", LENGTH},
-    "yarn": {"factor", LENGTH, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"},
-    "longrope": {"factor", LENGTH, "attention_factor", "short_factor", "long_factor"},
-    "llama3": {"factor", LENGTH, "low_freq_factor", "high_freq_factor"},
-}
-ROPE_KEYS = set().union(*ROPE_KINDS.values())
-ROPE_NAMES = {"su": "longrope", "mrope": "default", None: "default"}
-ROPE_DEFAULTS = {"partial_rotary_factor": 1.0, "beta_fast": 32, "beta_slow": 1, "truncate": True}
 COUNTS = re.compile(r"layer|depth|blocks|num_")
 MOST_COUNTED = 1 << 20
 
@@ -84,7 +39,7 @@ def config_problems(base: Path, ours: Mapping[str, Any], expert: Path, theirs: M
     """
     try:
         types = _type(ours, theirs), _type(theirs, ours)
-        kept = _kept(ours), _kept(theirs)
+        kept = relevant(ours), relevant(theirs)
         if kept[0] == kept[1] and types[0] == types[1] and _classes(ours) == _classes(theirs):
             return []
         for file, config in zip((base, expert), kept, strict=True):
@@ -157,9 +112,9 @@ def _written(config: Values, model_type: str | None) -> _Meaning:
     """A config as it is written, but for the spelling of RoPE and windows."""
     text = config.get("text_config")
     if not isinstance(text, dict):
-        return _Meaning(model_type, _canonical(config))
-    part, kind = _canonical(text), _type(text, {})
-    rest = _canonical({key: value for key, value in config.items() if key != "text_config"})
+        return _Meaning(model_type, canonical(config))
+    part, kind = canonical(text), _type(text, {})
+    rest = canonical({key: value for key, value in config.items() if key != "text_config"})
     return _Meaning(model_type, {**rest, **_named("text_config", part)}, _Meaning(kind, part))
 
 
@@ -171,8 +126,8 @@ def _flat(transformers: Any, parsed: Any) -> Values:
     except Exception:  # Some composite classes cannot be made of nothing.
         declared = values.keys()
     nested = {key for key, value in written.items() if isinstance(value, transformers.PreTrainedConfig)}
-    kept = {key: value for key, value in values.items() if key not in nested and (key in declared or key in ALSO_READ)}
-    flat = _canonical(_kept(kept))
+    read = {key: value for key, value in values.items() if key not in nested and (key in declared or key in ALSO_READ)}
+    flat = canonical(relevant(read))
     for key in sorted(nested):
         flat |= _named(key, {"model_type": written[key].model_type, **_flat(transformers, written[key])})
     return flat
@@ -180,77 +135,6 @@ def _flat(transformers: Any, parsed: Any) -> Values:
 
 def _named(prefix: str, values: Values) -> Values:
     return {f"{prefix}.{key}": value for key, value in values.items()}
-
-
-def _kept(config: Mapping[str, Any]) -> Values:
-    """The keys that are not skipped, in nested configs too."""
-    return {
-        key: _kept(value) if isinstance(value, dict) else value
-        for key, value in config.items()
-        if key not in SKIPPED and not SKIPPED_NAMES.fullmatch(key)
-    }
-
-
-def _canonical(values: Values) -> Values:
-    """One config's values with RoPE and windows written in one way; null is absent."""
-    values = {key: value for key, value in values.items() if key != "model_type"}
-    rope = values.pop("rope_parameters", None) or values.get("rope_scaling") or {}
-    theta, partial = values.pop("rope_theta", None), values.pop("partial_rotary_factor", None)
-    values.pop("rope_scaling", None)
-    rope = rope if isinstance(rope, dict) else {"rope_type": rope}
-    nested = {key: value for key, value in rope.items() if isinstance(value, dict)}
-    kinds = set()
-    for kind, keys in (nested or {"": rope}).items():
-        keys = {"rope_theta": theta, "partial_rotary_factor": partial} | keys
-        found = _rope(keys)
-        kinds.add(found.get("rope_type"))
-        place = f"rope_parameters.{kind}." if kind else ""
-        values |= {
-            f"{place}{key}" if kind or key == "rope_theta" else f"rope_parameters.{key}": found[key] for key in found
-        }
-    if not kinds & {"dynamic", "longrope"}:
-        values.pop("max_position_embeddings", None)
-    _set_windows(values)
-    return _stated(ALSO_READ) | _stated(values)
-
-
-def _stated(values: Values) -> Values:
-    return {key: value for key, value in values.items() if value is not None}
-
-
-def _rope(rope: Values) -> Values:
-    """The keys of one RoPE that its kind reads, without those that have their default."""
-    kind = rope.get("rope_type") or rope.get("type")
-    kind = ROPE_NAMES.get(kind, kind) if isinstance(kind, str | None) else str(kind)
-    if kind == "linear" and rope.get("factor") == 1:
-        kind = "default"
-    passed = ROPE_KEYS - ROPE_KINDS[kind] if kind in ROPE_KINDS else set()
-    found = {
-        key: value
-        for key, value in rope.items()
-        if key not in passed and key not in ("type", "rope_type") and value is not None
-        if key not in ROPE_DEFAULTS or value != ROPE_DEFAULTS[key]
-    }
-    # A model without RoPE has no key of it.
-    return {**found, "rope_type": kind} if found or kind != "default" else {}
-
-
-def _set_windows(values: Values) -> None:
-    """Says for every layer whether it has a window, and drops a window that no layer has."""
-    types = values.get("layer_types")
-    if values.get("use_sliding_window") is False:
-        values["sliding_window"] = None
-    if types is not None or values.get("sliding_window") is None:
-        for key in ("use_sliding_window", "max_window_layers", "sliding_window_pattern"):
-            values.pop(key, None)
-    window = values.get("sliding_window")
-    if not isinstance(types, list) or not types:
-        types = ["sliding_attention" if window is not None else "full_attention"]
-    if window is None:
-        types = ["full_attention" if kind == "sliding_attention" else kind for kind in types]
-    if not any("sliding" in str(kind) for kind in types):
-        values.pop("sliding_window", None)
-    values["layer_types"] = types[0] if all(kind == types[0] for kind in types) else types
 
 
 def _differences(first: Values, second: Values, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:

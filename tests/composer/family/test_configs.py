@@ -35,7 +35,7 @@ def make_config(architecture: str, **changes: Any) -> dict[str, Any]:
         settings["layer_types"] = ["sliding_attention", "full_attention"]
     config = json.loads(AutoConfig.for_model(model_type, **settings).to_json_string(use_diff=True))
     config |= {"architectures": [type(AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))).__name__]}
-    return {key: value for key, value in (config | changes).items() if value is not None}
+    return {key: deepcopy(value) for key, value in (config | changes).items() if value is not None}
 
 
 def found(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
@@ -48,7 +48,11 @@ def found(ours: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 def logits(
     config: dict[str, Any], weights: dict[str, torch.Tensor] | None
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), attn_implementation="eager").float().eval()
+    model = (
+        AutoModelForCausalLM.from_config(AutoConfig.for_model(**deepcopy(config)), attn_implementation="eager")
+        .float()
+        .eval()
+    )
     if weights is None:
         generator = torch.Generator().manual_seed(0)
         weights = {
@@ -126,6 +130,19 @@ def test_what_leaves_the_logits_is_taken(bases, architecture, changes):
     assert found(ours, theirs) == found(theirs, ours) == []
 
 
+@pytest.mark.parametrize("rope", [LINEAR, YARN, LLAMA3 | {"original_max_position_embeddings": 64}])
+def test_one_rope_in_two_spellings(rope):
+    old = {("type" if key == "rope_type" else key): value for key, value in rope.items() if key != "rope_theta"}
+    ours = make_config("llama", rope_parameters=None, rope_theta=5e5, rope_scaling=old)
+    theirs = make_config("llama", rope_parameters=rope | {"rope_theta": 500000, "beta_fast": None})
+    assert found(ours, theirs) == []
+    (line,) = found(ours, make_config("llama", rope_parameters=theirs["rope_parameters"] | {"factor": 16}))
+    assert "rope_parameters.factor is 16, the base's is" in line
+    ours = make_config("gemma3", rope_parameters=None, rope_theta=1e6, rope_scaling=LINEAR)
+    theirs = make_config("gemma3", rope_parameters={"full_attention": LINEAR | {"rope_theta": 1e6}})
+    assert found(ours, theirs) == []
+
+
 def test_one_line_for_a_rope_and_for_a_depth():
     ours = make_config("qwen2")
     assert len(found(ours, make_config("qwen2", rope_parameters=YARN | {"beta_fast": 16}))) == 1
@@ -145,7 +162,7 @@ def test_positions_count_where_rope_is_computed_from_them(rope):
     assert found(ours, ours) == []
 
 
-@pytest.mark.parametrize(("key", "value"), [("is_causal", False), ("logit_scale", 0.5), ("qkv_bias", True)])
+@pytest.mark.parametrize(("key", "value"), [("is_causal", False), ("logit_scale", 0.5), ("qk_norm", True)])
 def test_keys_that_the_engine_reads_though_no_class_declares_them(key, value):
     ours = make_config("llama")
     assert f"{key} is {value}, the base's is" in found(ours, ours | {key: value})[0]

@@ -299,7 +299,7 @@ def pieces(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-def test_sentencepiece_models(tmp_path, pieces):
+def test_sentencepiece_models(tmp_path, pieces, capfd):
     paths = {name: tmp_path / name for name in ("base", "same", "other", "fast", "slow")}
     for name, path in paths.items():
         path.mkdir()
@@ -319,6 +319,7 @@ def test_sentencepiece_models(tmp_path, pieces):
     (paths["slow"] / "tokenizer.model").write_bytes(b"no such model")
     (line,) = tokenizer_problems(base, paths["slow"], LLAMA)
     assert "slow/tokenizer.model: is not the base's tokenizer, and cannot be compared with it: " in line
+    assert capfd.readouterr().out == ""
 
 
 def test_the_json_decides_where_a_sentencepiece_model_lies_beside_it(base, expert, pieces):
@@ -375,8 +376,8 @@ def test_tekken(tmp_path):
 
 
 def test_the_base_is_read_once_and_large_files_quickly(tmp_path, monkeypatch):
-    """262,000 tokens and as many merges, as Gemma 3 has."""
-    words = [f"{a}{b}" for a in range(512) for b in range(512)]
+    """65,000 tokens and as many merges, a quarter of Gemma 3's."""
+    words = [f"{a} {b}" for a in range(256) for b in range(256)]
     content = {"type": "BPE", "vocab": {word: id for id, word in enumerate(words)}}
     content["merges"] = [[word[:1], word[1:]] for word in words]
     read = []
@@ -389,7 +390,7 @@ def test_the_base_is_read_once_and_large_files_quickly(tmp_path, monkeypatch):
     for name in "abc":
         assert tokenizer_problems(tmp_path / "base", tmp_path / name, LLAMA) == []
     assert [file.parent.name for file in read] == ["base", "a", "c"]  # b's has the base's bytes
-    assert time.process_time() - start < 30
+    assert time.process_time() - start < 5
 
 
 def test_a_family(root):
