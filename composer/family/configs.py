@@ -14,8 +14,8 @@ Where transformers does not know the `model_type` there are no defaults, and all
 they are written. A model with a `text_config` and one without are compared by what makes the text.
 """
 
-import copy
 import ctypes
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from typing import Any
 
 from layerloom.composer.errors import LONGEST_QUOTE, MOST_LISTED, ComposeError, quoted
 
-from .quiet import quiet_transformers
+from .quiet import quiet_transformers, said
 from .spelling import ALSO_READ, Values, canonical, relevant
 
 COUNTS = re.compile(r"layer|depth|blocks|num_")
@@ -91,21 +91,28 @@ def _meaning(transformers: Any, file: Path, config: Values, model_type: str | No
     if model_type not in mapping:
         return _written(config, model_type), None
     try:
-        parsed = mapping[model_type].from_dict(copy.deepcopy(config))
+        # The class keeps what it is given; and infinities are written as objects.
+        copied = json.loads(json.dumps(config), object_hook=_number)
+        parsed = mapping[model_type].from_dict(copied)
+        known_type = type(parsed).model_type or model_type
         values, text = _flat(transformers, parsed), getattr(parsed, "text_config", None)
         if not isinstance(text, transformers.PreTrainedConfig):
-            return _Meaning(model_type, values), None
+            return _Meaning(known_type, values), None
         part = _flat(transformers, text)
     # A config class may raise anything over values that it was not made for.
     except Exception as error:
-        reason = str(error).strip().replace("\n", " ")[:300] or type(error).__name__
         name = f"transformers {transformers.__version__}"
-        found = f"{file}: {name} cannot read it as a config of {quoted(model_type)}: {reason}"
+        found = f"{file}: {name} cannot read it as a config of {quoted(model_type)}: {said(error, 300)}"
         return _written(config, model_type), found
     if "tie_word_embeddings" in values:
         values.pop("text_config.tie_word_embeddings", None)
         part["tie_word_embeddings"] = values["tie_word_embeddings"]
-    return _Meaning(model_type, values, _Meaning(text.model_type, part)), None
+    return _Meaning(known_type, values, _Meaning(text.model_type, part)), None
+
+
+def _number(value: Values) -> Any:
+    """{"__float__": "Infinity"}, as transformers writes it, is a number."""
+    return float(value["__float__"]) if value.keys() == {"__float__"} else value
 
 
 def _written(config: Values, model_type: str | None) -> _Meaning:
@@ -139,9 +146,12 @@ def _named(prefix: str, values: Values) -> Values:
 
 def _differences(first: Values, second: Values, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """One line for each key that is not the base's; one for all keys of a RoPE."""
-    keys = [key for key in sorted(first.keys() | second.keys()) if not _equal(first.get(key), second.get(key))]
+    keys = [key for key in first.keys() | second.keys() if not _equal(first.get(key), second.get(key))]
+    keys.sort(key=lambda key: (not key.endswith(("rope_theta", "rope_type")), key))
     if any(key.endswith("num_hidden_layers") for key in keys):
         keys = [key for key in keys if not key.endswith("layer_types")]
+    # What the class computes of other keys says no more than those.
+    keys = [key for key in keys if any(_states(config, key) for config in (ours, theirs))] or keys
     lines: list[str] = []
     ropes: list[str] = []
     for key in keys:
@@ -154,12 +164,14 @@ def _differences(first: Values, second: Values, ours: Mapping[str, Any], theirs:
 def _given(values: Values, key: str, config: Mapping[str, Any]) -> str:
     if key not in values:
         return "not set"
-    return _shown(values[key]) + ("" if _states(config, key.rpartition(".")[2]) else " (by default)")
+    return _shown(values[key]) + ("" if _states(config, key) else " (by default)")
 
 
 def _states(config: Mapping[str, Any], key: str, depth: int = 4) -> bool:
+    """Whether a config or one in it has a key of this last name."""
     inner = [value for value in config.values() if isinstance(value, dict)] if depth else []
-    return config.get(key) is not None or any(_states(part, key, depth - 1) for part in inner)
+    names = ("rope_type", "type") if key.endswith("rope_type") else (key.rpartition(".")[2],)
+    return any(config.get(name) is not None for name in names) or any(_states(part, key, depth - 1) for part in inner)
 
 
 def _equal(first: Any, second: Any) -> bool:

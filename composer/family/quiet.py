@@ -20,3 +20,9 @@ def quiet_transformers() -> Iterator[ModuleType]:
             yield transformers
         finally:
             log.set_verbosity(before)
+
+
+def said(error: Exception, most: int) -> str:
+    """What an error of a library says, in one line of at most `most` characters."""
+    words = " ".join(str(error)[: 4 * most].split())[:most]
+    return "".join(char if char.isprintable() else "?" for char in words) or type(error).__name__

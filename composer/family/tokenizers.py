@@ -13,14 +13,13 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from layerloom.composer.errors import MOST_LISTED, ComposeError, listed, quoted
 from layerloom.composer.files import read_bytes, read_json
 
-from .quiet import quiet_transformers
+from .quiet import quiet_transformers, said
 from .vocabulary import FLAGS, Vocabulary, ids, parse, vocabulary
 
 JSON = "tokenizer.json"
@@ -97,8 +96,7 @@ class _Directory:
 
     def switches(self, found: Vocabulary) -> dict[str, bool]:
         """Whether bos, eos and a space are added to a text: as tokenizer_config.json says, or else the pipeline."""
-        said = {key: self.config[key] for key in PREFIXES if isinstance(self.config.get(key), bool)}
-        return {**found.adds, **said}
+        return {**found.adds, **{key: self.config[key] for key in PREFIXES if isinstance(self.config.get(key), bool)}}
 
     def loaded(self) -> tuple[Vocabulary, dict[str, int]]:
         """What transformers makes of copies of the files, and all its ids. Raises ComposeError."""
@@ -118,7 +116,7 @@ class _Directory:
                 content = tokenizer.backend_tokenizer.to_str()
             # Anything: OSError, pyo3's Exception, AttributeError of a tokenizer that is all Python.
             except Exception as error:
-                reason = str(error).replace(made, str(self.path)).strip().replace("\n", " ")[:200]
+                reason = said(error, 200).replace(made, str(self.path))
                 raise ComposeError(f"{self.path}: transformers cannot read its tokenizer: {reason}") from error
             found = ids(self.path, content)
             if len(found) <= NONE:
@@ -137,12 +135,23 @@ def _by_json(ours: _Directory, theirs: _Directory) -> list[str]:
     found = _differences(ours, theirs, first, second, ours.path / JSON, file)
     if not found and first.pipeline != second.pipeline:
         found = first.differences(second)
-        # A class that makes its own pipeline does so for both; where none is named, the files are all there is.
-        if "tokenizer_class" in ours.config and "tokenizer_class" in theirs.config:
-            with suppress(ComposeError):
-                found = ours.loaded()[0].differences(theirs.loaded()[0])
+        # Where no class is named, the files are all there is.
+        if all("tokenizer_class" in side.config for side in (ours, theirs)):
+            found = [] if _one_is_made(ours, theirs, first, second) else found
     place = file if not found or not found[0].startswith(PREFIXES) else theirs.path / CONFIG
     return [f"{place}: is not the base's tokenizer: {'; '.join(found)} ({ADVICE})"] if found else []
+
+
+def _one_is_made(ours: _Directory, theirs: _Directory, first: Vocabulary, second: Vocabulary) -> bool:
+    """Whether classes of transformers, some of which make a pipeline of their own, make one of both files.
+
+    What a class made may also be what the other file says: that is what a trainer saved.
+    """
+    try:
+        mine, other = ours.loaded()[0], theirs.loaded()[0]
+    except ComposeError:
+        return False
+    return any(not one.differences(two) for one, two in ((mine, other), (mine, second), (first, other)))
 
 
 def _differences(
@@ -154,12 +163,12 @@ def _differences(
         found = _tokens(first, second, ids(base), ids(file))
     if not found and first.ranks != second.ranks:
         found = ["its merges or scores are others, so that texts are cut into other tokens"]
-    said, other = theirs.switches(second), ours.switches(first)
+    mine, other = theirs.switches(second), ours.switches(first)
     if first.pipeline == second.pipeline:
-        found += [f"{key} is {said[key]}, the base's is {other[key]}" for key in PREFIXES if said[key] != other[key]]
+        found += [f"{key} is {mine[key]}, the base's is {other[key]}" for key in PREFIXES if mine[key] != other[key]]
     for key in ("do_lower_case", "fix_mistral_regex", "split_special_tokens"):
-        mine, base_value = theirs.settings.get(key, False), ours.settings.get(key, False)
-        found += [f"{key} is {quoted(mine)}, the base's is {quoted(base_value)}"] if mine != base_value else []
+        value, wanted = theirs.settings.get(key, False), ours.settings.get(key, False)
+        found += [f"{key} is {quoted(value)}, the base's is {quoted(wanted)}"] if value != wanted else []
     return found
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from layerloom.composer.errors import ComposeError
 from layerloom.composer.files import naming, read_bytes
 
+from .quiet import said
+
 FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}
 TEXT = 1 << 31
 """The id of the text where only what is put around it is looked at."""
@@ -35,10 +37,10 @@ class Vocabulary:
     def with_added(self, more: Mapping[str, Mapping[str, Any]]) -> "Vocabulary":
         """With tokens added by other files, whose flags count where a token is in both."""
         added = dict(self.added)
-        for token, said in more.items():
-            flags = {key: said.get(key, default) for key, default in FLAGS.items()}
+        for token, given in more.items():
+            flags = {key: given.get(key, default) for key, default in FLAGS.items()}
             known = added.get(token)
-            added[token] = {"id": known["id"] if known else said["id"], **flags}
+            added[token] = {"id": known["id"] if known else given["id"], **flags}
         return replace(self, added=added)
 
     def differences(self, other: "Vocabulary") -> list[str]:
@@ -64,11 +66,13 @@ def vocabulary(file: Path) -> Vocabulary:
     """What a tokenizer.json says; files of the same bytes are read once. Raises ComposeError with the file's name."""
     content = read_bytes(file)
     digest = hashlib.sha256(content).digest()
-    if digest not in _KEPT:
+    found = _KEPT.get(digest)
+    if found is None:
+        found = parse(file, content)
         while len(_KEPT) >= MOST_KEPT:
             _KEPT.pop(next(iter(_KEPT)), None)
-        _KEPT[digest] = parse(file, content)
-    return _KEPT[digest]
+        _KEPT[digest] = found
+    return found
 
 
 def ids(file: Path, content: str | bytes | None = None) -> dict[str, int]:
@@ -95,8 +99,7 @@ def parse(file: Path, content: str | bytes) -> Vocabulary:
         pipeline, adds = _pipeline(data)
     # The library's errors are plain Exceptions; a file may also have anything in place of what is expected.
     except Exception as error:
-        reason = str(error).strip()[:200] or type(error).__name__
-        raise ComposeError(f"{file}: cannot be read as a tokenizer: {reason}") from error
+        raise ComposeError(f"{file}: cannot be read as a tokenizer: {said(error, 200)}") from error
     return Vocabulary(_digest(listed), _digest(ranks), added, pipeline, adds)
 
 
