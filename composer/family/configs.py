@@ -27,6 +27,7 @@ from layerloom.composer.errors import LONGEST_QUOTE, MOST_LISTED, ComposeError, 
 from .quiet import quiet_transformers, said
 from .spelling import ALSO_READ, Values, canonical, relevant
 
+TIED = "tie_word_embeddings"
 COUNTS = re.compile(r"layer|depth|blocks|num_")
 MOST_COUNTED = 1 << 20
 
@@ -53,10 +54,11 @@ def config_problems(base: Path, ours: Mapping[str, Any], expert: Path, theirs: M
     except ComposeError as error:
         return [str(error)]
     if reason is not None and unread is None:
-        return [reason]
+        return [f"{reason}; correct the file, or save the expert again with this version"]
     if unread is not None:
         first, second = (_written(config, kind) for config, kind in zip(kept, types, strict=True))
-    if (first.text is None) != (second.text is None):
+    mixed = (first.text is None) != (second.text is None)
+    if mixed:
         first, second = first.text or first, second.text or second
     if first.model_type != second.model_type and None not in (first.model_type, second.model_type):
         given = f"model_type is {_shown(second.model_type)}, the base's is {_shown(first.model_type)}"
@@ -67,7 +69,11 @@ def config_problems(base: Path, ours: Mapping[str, Any], expert: Path, theirs: M
         lines.append(
             f"architectures is {_shown(theirs['architectures'])}, the base's is {_shown(ours['architectures'])}"
         )
-    lines += _differences(first.values, second.values, ours, theirs)
+    written = [_text(config) if mixed else config for config in (ours, theirs)]
+    differing = _differing(first.values, second.values, *written)
+    if mixed and None in (first.values.get(TIED), second.values.get(TIED)):
+        differing = [key for key in differing if key != TIED]
+    lines += _lines(differing, first.values, second.values, *written)
     if len(lines) > MOST_LISTED:
         lines = [*lines[:MOST_LISTED], f"{len(lines) - MOST_LISTED} more keys are not the base's"]
     if lines and unread is not None:
@@ -104,9 +110,10 @@ def _meaning(transformers: Any, file: Path, config: Values, model_type: str | No
         name = f"transformers {transformers.__version__}"
         found = f"{file}: {name} cannot read it as a config of {quoted(model_type)}: {said(error, 300)}"
         return _written(config, model_type), found
-    if "tie_word_embeddings" in values:
-        values.pop("text_config.tie_word_embeddings", None)
-        part["tie_word_embeddings"] = values["tie_word_embeddings"]
+    if TIED in values:
+        values.pop(f"text_config.{TIED}", None)
+        # The defaults of both are often wrong, and the tensors tell whether there is a head.
+        part[TIED] = _text(config).get(TIED, config.get(TIED))
     return _Meaning(known_type, values, _Meaning(text.model_type, part)), None
 
 
@@ -144,14 +151,25 @@ def _named(prefix: str, values: Values) -> Values:
     return {f"{prefix}.{key}": value for key, value in values.items()}
 
 
-def _differences(first: Values, second: Values, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """One line for each key that is not the base's; one for all keys of a RoPE."""
+def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    inner = config.get("text_config")
+    return inner if isinstance(inner, dict) else config
+
+
+def _differing(first: Values, second: Values, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+    """The keys that are not the base's."""
     keys = [key for key in first.keys() | second.keys() if not _equal(first.get(key), second.get(key))]
     keys.sort(key=lambda key: (not key.endswith(("rope_theta", "rope_type")), key))
     if any(key.endswith("num_hidden_layers") for key in keys):
         keys = [key for key in keys if not key.endswith("layer_types")]
     # What the class computes of other keys says no more than those.
-    keys = [key for key in keys if any(_states(config, key) for config in (ours, theirs))] or keys
+    return [key for key in keys if any(_states(config, key) for config in (ours, theirs))] or keys
+
+
+def _lines(
+    keys: list[str], first: Values, second: Values, ours: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> list[str]:
+    """One line for each key; one for all keys of a RoPE."""
     lines: list[str] = []
     ropes: list[str] = []
     for key in keys:
@@ -167,11 +185,16 @@ def _given(values: Values, key: str, config: Mapping[str, Any]) -> str:
     return _shown(values[key]) + ("" if _states(config, key) else " (by default)")
 
 
-def _states(config: Mapping[str, Any], key: str, depth: int = 4) -> bool:
-    """Whether a config or one in it has a key of this last name."""
-    inner = [value for value in config.values() if isinstance(value, dict)] if depth else []
-    names = ("rope_type", "type") if key.endswith("rope_type") else (key.rpartition(".")[2],)
-    return any(config.get(name) is not None for name in names) or any(_states(part, key, depth - 1) for part in inner)
+def _states(config: Mapping[str, Any], key: str) -> bool:
+    """Whether a key is written in the config that its dotted name leads to, in whichever spelling."""
+    *path, last = key.split(".")
+    places = [config]
+    for step in path:
+        places = [place[step] for place in places if isinstance(place.get(step), dict)] or places
+    if "rope" in key:
+        places += [rope for name in ("rope_scaling", "rope_parameters") if isinstance(rope := config.get(name), dict)]
+    names = ("rope_type", "type") if last == "rope_type" else (last,)
+    return any(place.get(name) is not None for place in places for name in names)
 
 
 def _equal(first: Any, second: Any) -> bool:

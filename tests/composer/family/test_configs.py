@@ -217,6 +217,14 @@ def test_models_with_a_text_config():
     (line,) = found(text, composite(sliding_window=32))
     assert "sliding_window is 32, the base's is 64" in line
     assert "model_type" in found(ours, make_config("llama"))[0]
+    # Mistral3's class takes embeddings for tied, and Mistral's does not; only what is stated counts.
+    inner = make_config("mistral", tie_word_embeddings=None)
+    whole = {"model_type": "mistral3", "text_config": inner, "vision_config": {"model_type": "pixtral"}}
+    assert found(whole, inner) == found(inner, whole) == []
+    (line,) = found(whole | {"tie_word_embeddings": False}, inner | {"tie_word_embeddings": True})
+    assert ": tie_word_embeddings is True, the base's is False" in line
+    (line,) = found(whole, whole | {"vision_config": {"model_type": "pixtral", "hidden_size": 512}})
+    assert "vision_config.hidden_size is 512" in line
 
 
 @pytest.mark.timeout(60)
@@ -265,5 +273,7 @@ def test_families_are_loaded_without_transformers_unless_configs_differ(root):
     run = subprocess.run([sys.executable, "-c", script, root], capture_output=True, text=True, timeout=120)
     assert (run.stdout, run.stderr) == ("False\n", "")
     write_checkpoint(root / "math", make_tensors(1), {**CONFIG, "rope_parameters": {"type": "novel", "factor": 2.0}})
-    with pytest.raises(FamilyError, match=r"^math: .*math/config.json: rope_parameters.factor is 2.0"):
+    with pytest.raises(
+        FamilyError, match=r"^math: .*math/config.json: rope_parameters.rope_type is 'novel', the base's"
+    ):
         Family.load(root)
