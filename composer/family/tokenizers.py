@@ -11,6 +11,7 @@ and then through the same classes, never through code that comes with a checkpoi
 
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ CONFIG, ROLES, ADDED = "tokenizer_config.json", "special_tokens_map.json", "adde
 # What a tokenizer can be read from, the best first.
 MODEL = ("tokenizer.model",)
 KINDS = ((JSON,), MODEL, ("tekken.json",), ("vocab.json", "merges.txt"), ("vocab.txt",))
+NUMBER = re.compile("[0-9]{1,9}")
 NONE = 8
 """A class that does not read the files makes a tokenizer of a few special tokens."""
 FILES = (*dict.fromkeys(name for kind in KINDS for name in kind), CONFIG, ROLES, ADDED)
@@ -35,7 +37,9 @@ LISTS = ("additional_special_tokens", "extra_special_tokens")
 # Keys of tokenizer_config.json that can change ids, and those that a class needs to be made.
 SETTINGS = (*PREFIXES, *LISTS, "added_tokens_decoder", "do_lower_case", "fix_mistral_regex", "split_special_tokens")
 MAKING = (*SETTINGS, "tokenizer_class", "legacy", "sp_model_kwargs")
-ADVICE = "compositions use the base's: if the expert needs no other, give it the base's tokenizer files"
+ADVICE = (
+    "compositions use the base's: give the expert the base's tokenizer files, or train it with them if it needs others"
+)
 
 
 def tokenizer_problems(base: Path, expert: Path, config: Mapping[str, Any]) -> list[str]:
@@ -84,7 +88,7 @@ class _Directory:
             raise ComposeError(f"{self.path / CONFIG}: added_tokens_decoder is no object")
         more: dict[str, Any] = {}
         for id, token in decoder.items():
-            if isinstance(token, dict) and isinstance(token.get("content"), str) and str(id).isdigit():
+            if isinstance(token, dict) and isinstance(token.get("content"), str) and NUMBER.fullmatch(id):
                 more[token["content"]] = {"normalized": not token.get("special", False), **token, "id": int(id)}
         unknown = {*self.listed, *self.named} - found.added.keys() - more.keys()
         known = ids(self.path / JSON) if unknown else {}
@@ -132,40 +136,42 @@ def _by_json(ours: _Directory, theirs: _Directory) -> list[str]:
         first, second = ours.vocabulary(), theirs.vocabulary()
     except ComposeError as error:
         return [f"{file}: is not the base's tokenizer, and cannot be compared with it: {error}"]
-    found = _differences(ours, theirs, first, second, ours.path / JSON, file)
-    if not found and first.pipeline != second.pipeline:
-        found = first.differences(second)
-        # Where no class is named, the files are all there is.
-        if all("tokenizer_class" in side.config for side in (ours, theirs)):
-            found = [] if _one_is_made(ours, theirs, first, second) else found
-    place = file if not found or not found[0].startswith(PREFIXES) else theirs.path / CONFIG
-    return [f"{place}: is not the base's tokenizer: {'; '.join(found)} ({ADVICE})"] if found else []
+    tokens = []
+    if first.tokens != second.tokens or first.added != second.added:
+        tokens = _tokens(first, second, ids(ours.path / JSON), ids(file))
+    found = tokens or first.differences(second)
+    # Where no class is named, the files are all there is.
+    named = all("tokenizer_class" in side.config for side in (ours, theirs))
+    if found and named and _one_is_made(ours, theirs, first, second, whole=not tokens):
+        found = []
+    if found:
+        return [f"{file}: is not the base's tokenizer: {'; '.join(found)} ({ADVICE})"]
+    found = _settings(ours, theirs, first, second)
+    return [f"{theirs.path / CONFIG}: is not the base's tokenizer: {'; '.join(found)} ({ADVICE})"] if found else []
 
 
-def _one_is_made(ours: _Directory, theirs: _Directory, first: Vocabulary, second: Vocabulary) -> bool:
-    """Whether classes of transformers, some of which make a pipeline of their own, make one of both files.
+def _one_is_made(ours: _Directory, theirs: _Directory, first: Vocabulary, second: Vocabulary, whole: bool) -> bool:
+    """Whether the expert's is what a class of transformers makes of the base's, as a trainer would have saved it.
 
-    What a class made may also be what the other file says: that is what a trainer saved.
+    Some classes make a pipeline of their own, or add a token. Where only pipelines differ (`whole`), they may also make
+    one of both, or the base's of the expert's.
     """
     try:
-        mine, other = ours.loaded()[0], theirs.loaded()[0]
+        mine = ours.loaded()[0]
+        if mine.added == second.added and not mine.differences(second):
+            return True
+        other = theirs.loaded()[0] if whole else None
     except ComposeError:
         return False
-    return any(not one.differences(two) for one, two in ((mine, other), (mine, second), (first, other)))
+    return other is not None and not (mine.differences(other) and first.differences(other))
 
 
-def _differences(
-    ours: _Directory, theirs: _Directory, first: Vocabulary, second: Vocabulary, base: Path, file: Path
-) -> list[str]:
-    """How tokens and settings differ, in words."""
-    found = []
-    if first.tokens != second.tokens or first.added != second.added:
-        found = _tokens(first, second, ids(base), ids(file))
-    if not found and first.ranks != second.ranks:
-        found = ["its merges or scores are others, so that texts are cut into other tokens"]
+def _settings(ours: _Directory, theirs: _Directory, first: Vocabulary, second: Vocabulary) -> list[str]:
+    """What tokenizer_config.json says otherwise than the base's of one pipeline."""
     mine, other = theirs.switches(second), ours.switches(first)
-    if first.pipeline == second.pipeline:
-        found += [f"{key} is {mine[key]}, the base's is {other[key]}" for key in PREFIXES if mine[key] != other[key]]
+    if first.pipeline != second.pipeline:
+        mine = other = {}
+    found = [f"{key} is {mine[key]}, the base's is {other[key]}" for key in mine if mine[key] != other[key]]
     for key in ("do_lower_case", "fix_mistral_regex", "split_special_tokens"):
         value, wanted = theirs.settings.get(key, False), ours.settings.get(key, False)
         found += [f"{key} is {quoted(value)}, the base's is {quoted(wanted)}"] if value != wanted else []
