@@ -54,7 +54,11 @@ def config_problems(base: Path, ours: Mapping[str, Any], expert: Path, theirs: M
     except ComposeError as error:
         return [str(error)]
     if reason is not None and unread is None:
-        return [f"{reason}; correct the file, or save the expert again with this version"]
+        mine, other = canonical(kept[0]), canonical(kept[1])
+        stated = [key for key in sorted(mine.keys() & other.keys()) if not _equal(mine[key], other[key])]
+        words = [f"{key} is {_shown(other[key])}, the base's is {_shown(mine[key])}" for key in stated[:8]]
+        advice = "correct the file, or save the expert again with this version"
+        return ["; ".join([reason, *words, advice])]
     if unread is not None:
         first, second = (_written(config, kind) for config, kind in zip(kept, types, strict=True))
     mixed = (first.text is None) != (second.text is None)
