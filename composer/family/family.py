@@ -17,7 +17,7 @@ from layerloom.composer.sources.source import Source, open_source
 from layerloom.composer.sources.voice import Voice
 
 from .entries import CompositionEntry, Entries, Location, read_entries
-from .fit import base_problems, expert_problems, warn_of
+from .fit import base_problems, expert_problems, voice_problems, warn_of
 from .names import RESERVED, WORD, Composition, Names, nearest
 from .plan import LayerBlend, Plan, Residency, make_blend, make_plan, used_experts
 from .recipe import AnyRecipe, LayerSwap, with_options
@@ -76,12 +76,12 @@ class Family:
                     checkpoints[name] = open_source(where, base)
                 elif not where.is_file():
                     checkpoints[name] = Checkpoint(where)
-        for name, source in {"base": base, **checkpoints}.items():
-            with collecting(problems, name):
-                _ = source and source.voice
         if base is not None:
-            for name, checkpoint in checkpoints.items():
-                problems += [f"{name}: {problem}" for problem in expert_problems(base, checkpoint)]
+            for name, source in {"base": base, **checkpoints}.items():
+                with collecting(problems, name):
+                    found = voice_problems(base, source)
+                    found += expert_problems(base, source) if source is not base else []
+                    problems += [f"{name}: {problem}" for problem in found]
         experts = {
             name: Expert(name, entry.kind, entry.code, tuple(entry.aliases), checkpoints[name])
             for name, entry in entries.experts.items()

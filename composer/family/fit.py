@@ -1,30 +1,20 @@
 """fit: whether an expert is a fine-tune of the base, judged by headers, config and tokenizer."""
 
-import hashlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from layerloom.composer.errors import ComposeWarning, quoted
-from layerloom.composer.files import naming, open_file
 from layerloom.composer.sources.checkpoint import TABLE, Checkpoint
-from layerloom.composer.sources.layout import is_nested, language_config
+from layerloom.composer.sources.layout import is_nested
 from layerloom.composer.sources.source import Source
 
+from .configs import config_problems
 from .plan import kind_of
+from .tokenizers import tokenizer_problems
 
 DTYPES = ("BF16", "F16", "F32")
-TOKENIZERS = ("tokenizer.json", "tokenizer.model")
-# What the forward pass does with the weights. Only values that both configs state are compared: a config
-# written by another version of transformers leaves some out.
-KEYS = (
-    "architectures", "model_type", "num_hidden_layers", "vocab_size", "hidden_size", "intermediate_size",
-    "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "hidden_activation", "rms_norm_eps",
-    "rope_theta", "rope_scaling", "rope_parameters", "rope_local_base_freq", "partial_rotary_factor",
-    "tie_word_embeddings", "sliding_window", "use_sliding_window", "layer_types", "attention_bias", "mlp_bias",
-    "query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping",
-)  # fmt: skip
 
 SHOWN = 2
 """How many tensors are named where many are wrong in the same way."""
@@ -75,12 +65,7 @@ def _mixed(base: Checkpoint) -> Iterator[Problem]:
 def expert_problems(base: Checkpoint, expert: Source) -> list[str]:
     """Every way in which the expert does not fit the base, with file and tensor; empty when it fits."""
     config = expert.path / "config.json"
-    ours, theirs = language_configs(base.config, expert.config)
-    problems = [
-        f"{config}: {key} is {theirs[key]}, the base's is {ours[key]}"
-        for key in KEYS
-        if key in ours and key in theirs and ours[key] != theirs[key]
-    ]
+    problems = config_problems(base.path / "config.json", base.config, config, expert.config)
     if "quantization_config" in expert.config:
         problems.append(f"{config}: the expert is quantized; give the unquantized model")
     if expert.depth != base.depth:
@@ -90,11 +75,7 @@ def expert_problems(base: Checkpoint, expert: Source) -> list[str]:
     if problems and is_nested(base.config) != is_nested(expert.config):
         classes = f"a {class_of(expert.config)}, the base a {class_of(base.config)}"
         problems.insert(0, f"{config}: the expert is {classes}, and they do not hold the same language model:")
-    for file in TOKENIZERS:
-        first, second = base.path / file, expert.path / file
-        if first.exists() and second.exists() and _digest(first) != _digest(second):
-            problems.append(f"{second}: is not the base's tokenizer: token ids may mean other text")
-    return problems
+    return problems + tokenizer_problems(base.path, expert.path, base.config)
 
 
 def _tensor_problems(base: Checkpoint, expert: Source) -> Iterator[Problem]:
@@ -123,24 +104,21 @@ def _grouped(problems: Iterable[Problem]) -> list[str]:
     return lines
 
 
+def voice_problems(base: Checkpoint, source: Source) -> list[str]:
+    """Tokens that end answers and that the model does not have: an engine would look for them, and end."""
+    said = (source.voice.generation or {}).get("eos_token_id")
+    ids = said if isinstance(said, list) else [] if said is None else [said]
+    tables = [info.shape[0] for name, info in base.tensors.items() if name.endswith(TABLE) and info.shape]
+    too_large = [each for each in ids if tables and each >= max(tables)]
+    if not too_large:
+        return []
+    return [f"{source.path}: eos_token_id {max(too_large)} is no token: the base has {max(tables)}, counted from 0"]
+
+
 def warn_of(expert: Source) -> None:
     """Says what a person should know of how an expert is read."""
     if expert.note:
         warnings.warn(expert.note, ComposeWarning, stacklevel=3)
-
-
-def language_configs(base: Mapping[str, Any], expert: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What two configs say of their language models, to compare."""
-    ours, theirs = language_config(base), language_config(expert)
-    if is_nested(base) == is_nested(expert):
-        # Their language models may be described by a part of the config in one version, and by the whole in another.
-        whole = {"model_type"}
-        return {**ours, **only(base, whole)}, {**theirs, **only(expert, whole)}
-    return {**ours, "architectures": None}, {**theirs, "architectures": None}
-
-
-def only(config: Mapping[str, Any], keys: set[str]) -> dict[str, Any]:
-    return {key: config[key] for key in keys if key in config}
 
 
 def class_of(config: Mapping[str, Any]) -> str:
@@ -148,8 +126,3 @@ def class_of(config: Mapping[str, Any]) -> str:
     architectures = config.get("architectures")
     first = architectures[0] if isinstance(architectures, list) and architectures else config.get("model_type")
     return quoted(first)[1:-1]
-
-
-def _digest(file: Path) -> str:
-    with naming(file), open_file(file) as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -20,10 +20,12 @@ CONFIG = {
     "model_type": "llama",
     "num_hidden_layers": DEPTH,
     "hidden_size": HIDDEN,
+    "num_attention_heads": 4,
     "vocab_size": VOCAB,
     "rope_theta": 10000.0,
     "tie_word_embeddings": False,
 }
+TOKENIZER = {"model": {"type": "WordLevel", "vocab": {"<unk>": 0, "habari": 1}, "unk_token": "<unk>"}}
 
 
 def make_tensors(seed: int, dtype: torch.dtype = torch.bfloat16) -> dict[str, torch.Tensor]:
@@ -52,7 +54,7 @@ def write_checkpoint(path: Path, tensors: dict[str, torch.Tensor], config: dict[
 def write_family(root: Path, dtype: torch.dtype = torch.bfloat16, **entries: Any) -> Path:
     for seed, name in enumerate(["base", *EXPERTS]):
         write_checkpoint(root / name, make_tensors(seed, dtype))
-    (root / "base" / "tokenizer.json").write_text("{}")
+    (root / "base" / "tokenizer.json").write_text(json.dumps(TOKENIZER))
     path = root / "family.yaml"
     path.write_text(yaml.safe_dump({"base": "base", "experts": EXPERTS, **entries}, sort_keys=False))
     return path

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny import CONFIG, EXPERTS, make_tensors, write_checkpoint
+from tiny import CONFIG, EXPERTS, TOKENIZER, make_tensors, write_checkpoint
 
 from layerloom.composer import ComposeError, ComposeWarning, Family, FamilyError
 from layerloom.composer.family import family as family_module
@@ -210,7 +210,7 @@ def test_experts_that_do_not_fit_the_base_are_all_reported(root, edit):
         model__norm__weight=torch.zeros(16),
     )
     rewrite("swahili", {"architectures": ["QwenForCausalLM"]})
-    (root / "swahili" / "tokenizer.json").write_text("{ }")
+    (root / "swahili" / "tokenizer.json").write_text(json.dumps(TOKENIZER).replace("habari", "jambo"))
     shallow = {name: t for name, t in make_tensors(1).items() if ".7." not in name}
     write_checkpoint(root / "bengali", shallow, {**CONFIG, "num_hidden_layers": 7, "quantization_config": {}})
     experts = {**EXPERTS, "gone": {"kind": "task", "path": "gone"}}

@@ -129,7 +129,7 @@ def test_a_fine_tune_of_the_language_model_alone(nested, spelling, tmp_path, exp
 @pytest.mark.parametrize(
     "config, tensors, problem",
     [
-        ({"model_type": "other"}, {}, "model_type is other, the base's is pico_text"),
+        ({"model_type": "other"}, {}, "model_type is 'other', the base's is 'pico_text'"),
         ({"rope_theta": 5e5}, {}, "rope_theta is 500000.0, the base's is 10000.0"),
         ({}, {"model.layers.0.mlp.bias": torch.ones(4)}, "model.layers.0.mlp.bias: the base has no such tensor"),
     ],

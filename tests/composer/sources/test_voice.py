@@ -110,6 +110,18 @@ def test_a_broken_voice_is_a_problem_of_its_expert(spoken):
     assert len(caught.value.problems) == 1
 
 
+def test_an_end_of_answers_that_is_no_token(spoken):
+    """vLLM masks such tokens by their place among the logits when a request asks for min_tokens."""
+    for name in ("base", "math"):
+        write(spoken / name, generation={"eos_token_id": [2, 32]})
+    with pytest.raises(FamilyError) as caught:
+        Family.load(spoken)
+    assert caught.value.problems == [
+        f"{name}: {spoken}/{name}: eos_token_id 32 is no token: the base has 32, counted from 0"
+        for name in ("base", "math")
+    ]
+
+
 def test_what_an_expert_does_not_say_is_the_bases(root):
     write(root / "base", generation={"eos_token_id": 1}, tokenizer={"eos_token": "a", "chat_template": "base"})
     write(root / "swahili", tokenizer={"eos_token": "b"})
