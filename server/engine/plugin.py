@@ -33,8 +33,8 @@ from .paged import PagedEmbeddingMethod, PagedLinearMethod
 
 OLDEST, NEWEST = Version("0.26"), Version("0.34")
 
-SOON = 3.0
-"""Seconds."""
+MOMENT, SOON = 0.2, 3.0
+"""Seconds: until a dead process' children have another parent, and until this process ends whatever it does."""
 
 
 class LayerloomConfig(QuantizationConfig):
@@ -90,14 +90,14 @@ def end_with(parent: BaseProcess) -> None:
 
     So does the coordinator of several engines, which loads no plugin.
     """
-    coordinators: list[psutil.Process] = []
-    with suppress(psutil.Error):
-        siblings = psutil.Process(parent.pid).children()
-        coordinators = [process for process in siblings if "VLLM::DPCoordinator" in " ".join(process.cmdline())]
     parent.join()
-    for process in coordinators:
-        with suppress(psutil.Error):
-            process.terminate()
+    time.sleep(MOMENT)
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, ProcessLookupError):
+            # Of those that the same death has left to the same process; another server's still has its own parent.
+            same = process.ppid() == os.getppid() and os.getpgid(process.pid) == os.getpgrp()
+            if same and "VLLM::DPCoordinator" in " ".join(process.cmdline()):
+                process.terminate()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(SOON)
     os._exit(1)
