@@ -20,7 +20,7 @@ import pytest
 # The files of tests that share nothing that is slow to make: each test may go anywhere.
 SPREAD = (
     "test_parity",
-    "test_nested",
+    "test_nested_models",
     "test_arena_pages",
     "test_second_runner",
     "test_faults",
@@ -30,7 +30,15 @@ SPREAD = (
 # Files whose tests ask one server.
 TOGETHER = {"test_routes": "test_http", "test_refusals": "test_http"}
 # What takes long first: what is short fills the gaps at the end.
-FIRST = ("test_residency", "test_parity", "test_http", *TOGETHER, "test_faults", "test_several_servers")
+FIRST = (
+    "test_residency",
+    "test_parity",
+    "test_nested_models",
+    "test_http",
+    *TOGETHER,
+    "test_faults",
+    "test_several_servers",
+)
 FOLDERS = ("server", "kernels", "composer")
 HERE = Path(__file__).parent
 

@@ -41,13 +41,17 @@ def check_mixed(ours: list[Answer], theirs: dict[str, list[Answer]]) -> None:
         assert all(ours[i].tokens != answers[i].tokens for i in rest), "or the test shows nothing"
 
 
-@pytest.mark.parametrize("architecture", NESTED)
-def test_tokens_of_the_merged_checkpoint(architecture, tmp_path):
-    path = make_family(tmp_path, architecture)
-    merged = merge(Family.load(path), NAMES[0], tmp_path / "merged")
-    composed, expected = found(ours(path, NAMES[:1] * 8), stock(merged))
-    assert [answer.tokens for answer in composed] == [answer.tokens for answer in expected]
-    assert distance(composed, expected) < 0.01
+def test_tokens_of_the_merged_checkpoint(tmp_path):
+    """All in one process, as its imports take longer than its engines."""
+    jobs = []
+    for architecture in NESTED:
+        path = make_family(tmp_path / architecture, architecture)
+        merged = merge(Family.load(path), NAMES[0], tmp_path / architecture / "merged")
+        jobs += [ours(path, NAMES[:1] * 8), stock(merged)]
+    answers = found(*jobs)
+    for architecture, composed, expected in zip(NESTED, answers[::2], answers[1::2], strict=True):
+        assert [answer.tokens for answer in composed] == [answer.tokens for answer in expected], architecture
+        assert distance(composed, expected) < 0.01, architecture
 
 
 def test_experts_of_other_versions_and_classes_in_an_arena(tmp_path):
