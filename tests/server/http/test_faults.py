@@ -128,7 +128,7 @@ def test_a_death_ends_the_server_and_every_request(
 @pytest.mark.timeout(900)
 def test_sigterm_lets_requests_end_but_not_for_ever(family: Path, tmp_path: Path) -> None:
     """Two streams that end in time, two that would go on for minutes, and one to a client that does not read."""
-    limit, soon = 14, 2000
+    limit, soon = 14, 300
     with (
         serving(family, tmp_path / "log", *LONG_STREAMS, "--shutdown-timeout", str(limit)) as server,
         ThreadPoolExecutor(8) as pool,
