@@ -75,7 +75,9 @@ class ArchiveFile:
         for part, (dtype, shape) in wanted.items():
             found = self._file.tensors[part]
             if (found.dtype, found.shape) != (dtype, shape):
-                raise ComposeError(f"{self.path}: {part} is {found.dtype} {found.shape}, and must be {dtype} {shape}")
+                wanted_shape = quoted(shape)[1:-1]
+                reason = f"is {found.dtype} {found.shape}, and must be {dtype} {wanted_shape}"
+                raise ComposeError(f"{self.path}: {part} {reason}")
 
 
 class Archive:
