@@ -1,8 +1,7 @@
-"""engine: the vLLM settings that make an engine serve a family."""
+"""options: the vLLM settings that make an engine serve a family."""
 
 import os
 import sys
-import warnings
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 
-from layerloom.composer import ComposeError, ComposeWarning, Family, Plan
+from layerloom.composer import ComposeError, Family, Plan
 from layerloom.kernels.assign import MOST_SLOTS
 
 # Compositions are light for the scheduler: many may share a batch, and all that fit in memory stay ready.
@@ -125,10 +124,8 @@ def around(family: Family, given: dict[str, Any]) -> dict[str, Any]:
 
 def load_family(settings: dict[str, Any]) -> Family:
     """The family as all of an engine's processes must see it, or they give compositions different digests."""
-    with warnings.catch_warnings():
-        # Whoever started the engine has been told.
-        warnings.simplefilter("ignore", ComposeWarning)
-        family = Family.load(settings["family"])
+    # Whoever started the engine has been told, and what is said takes reading.
+    family = Family.load(settings["family"], warn=False)
     family.residency = settings["residency"]
     return family
 

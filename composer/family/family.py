@@ -50,7 +50,7 @@ class Family:
         self._names = names
 
     @classmethod
-    def load(cls, path: str | Path) -> "Family":
+    def load(cls, path: str | Path, warn: bool = True) -> "Family":
         """Reads family.yaml, given as the file or its directory, and opens the checkpoints; no weight is read,
         but the embeddings of an adapter that stores both sides of tied ones.
 
@@ -95,7 +95,7 @@ class Family:
                 family.plan(name)
         if problems:
             raise FamilyError(problems)
-        for checkpoint in checkpoints.values():
+        for checkpoint in checkpoints.values() if warn else ():
             warn_of(checkpoint)
         return family
 

@@ -7,14 +7,13 @@ from typing import Any
 
 from layerloom.composer.errors import ComposeWarning, quoted
 from layerloom.composer.sources.checkpoint import TABLE, Checkpoint
+from layerloom.composer.sources.codecs import DTYPES
 from layerloom.composer.sources.layout import is_nested
 from layerloom.composer.sources.source import Source
 
 from .configs import config_problems
 from .plan import kind_of
 from .tokenizers import tokenizer_problems
-
-DTYPES = ("BF16", "F16", "F32")
 
 SHOWN = 2
 """How many tensors are named where many are wrong in the same way."""

@@ -6,14 +6,13 @@ import torch
 
 from layerloom.composer.errors import ComposeError, quoted
 
-from .checkpoint import Checkpoint, TensorInfo
+from .checkpoint import HEAD, TABLE, Checkpoint, TensorInfo
 from .codecs import DTYPES
 from .expression import ExpressionError
 from .lora_config import CONFIG, MERGE, LoraConfig
 from .lora_keys import BASE_LAYER, SAVE, LoraKeys, shown
 from .tensorfile import TensorFile
 
-EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 TIED = "embed_tokens and lm_head are one matrix in the base (it ties its embeddings)"
 
 
@@ -56,7 +55,7 @@ class LoraFit:
         """The names of embedding and head, where they are one matrix."""
         if not self._base.ties_embeddings:
             return None
-        name = next((name for name in self._base.tensors if name.endswith(EMBEDDING)), None)
+        name = next((name for name in self._base.tensors if name.endswith(TABLE)), None)
         heads = [found for found in self._keys.changed if found.endswith(HEAD)]
         if name is None or len(heads) > 1 or HEAD in self._base.tensors:
             return None
@@ -119,7 +118,7 @@ class LoraFit:
             raise self._error(pair.a, f"{CONFIG} does not name it as a target")
         if len(info.shape) != 2:
             raise self._error(pair.a, f"{name} is no matrix in the base")
-        if pair.embedding != name.endswith(EMBEDDING):
+        if pair.embedding != name.endswith(TABLE):
             kinds = ("an embedding", "a linear layer")
             of, on = kinds if pair.embedding else kinds[::-1]
             raise self._error(pair.a, f"is a factor of {of}, and {module} is {on}; {SAVE}")
@@ -173,7 +172,7 @@ class LoraFit:
     def _check_rows(self) -> None:
         for name, key in self._keys.rows.items():
             listed = self._config.token_indices(name.removesuffix(".weight"))
-            if not name.endswith((EMBEDDING, HEAD)):
+            if not name.endswith((TABLE, HEAD)):
                 raise self._error(key, f"has rows of {name}, which is no embedding")
             rows, columns = self._info(name).shape
             if listed is None:
@@ -190,7 +189,7 @@ class LoraFit:
                 raise ComposeError(f"{file}: trainable_token_indices: has a token twice")
             self.indices[name] = listed
         wanted = self._config.trainable_token_indices or []
-        ends = wanted if isinstance(wanted, dict) else [EMBEDDING.removesuffix(".weight")]
+        ends = wanted if isinstance(wanted, dict) else [TABLE.removesuffix(".weight")]
         for end in ends if wanted else []:
             stored = any(name.removesuffix(".weight").endswith(end) for name in self._keys.rows)
             same = self._tied is not None and self.indices.get(self._tied[0]) == self._config.token_indices(end)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from .checkpoint import Checkpoint, TensorInfo
+from .codecs.codec import same
 from .voice import Voice
 
 SAMPLED = 1 << 25
@@ -82,9 +83,7 @@ class Respelled:
 
     def _differs(self, name: str) -> bool:
         ours, theirs = self.checkpoint.read(self._own[name]), self.base.read(name)
-        if ours.dtype != theirs.dtype or ours.shape != theirs.shape:
-            return True
-        return not torch.equal(ours.reshape(-1).view(torch.uint8), theirs.reshape(-1).view(torch.uint8))
+        return ours.dtype != theirs.dtype or ours.shape != theirs.shape or not same(ours, theirs)
 
 
 def outside_differs(path: Path, parts: Sequence[str]) -> str | None:

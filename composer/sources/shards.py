@@ -24,14 +24,7 @@ def shards(path: Path) -> Mapping[Path, set[str] | None]:
         if single.exists():
             return {single: None}
         raise ComposeError(f"{path}: has neither {SINGLE} nor {INDEX}{_instead(path)}")
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ComposeError(f"{index}: has no weight_map")
-    found: dict[Path, set[str]] = {}
-    for tensor, file in weight_map.items():
-        if not isinstance(file, str) or Path(file).name != file:
-            raise ComposeError(f"{index}: {quoted(file)} is not the name of a file beside it")
-        found.setdefault(path / file, set()).add(tensor)
+    found = indexed(index)
     if single.exists() and found.keys() != {single}:
         others = listed(sorted(file.name for file in found.keys() - {single}))
         raise ComposeError(
@@ -39,6 +32,19 @@ def shards(path: Path) -> Mapping[Path, set[str] | None]:
             "in which they read; remove the one that is not meant"
         )
     return {single: None} if single.exists() else dict(found)
+
+
+def indexed(index: Path) -> dict[Path, set[str]]:
+    """The files that an index names, each with its tensors. Raises ComposeError."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ComposeError(f"{index}: has no weight_map")
+    found: dict[Path, set[str]] = {}
+    for tensor, file in weight_map.items():
+        if not isinstance(file, str) or Path(file).name != file:
+            raise ComposeError(f"{index}: {quoted(file)} is not the name of a file beside it")
+        found.setdefault(index.parent / file, set()).add(tensor)
+    return found
 
 
 def _instead(path: Path) -> str:

@@ -18,7 +18,7 @@ from layerloom.composer.sources import lora_keys, shards
 from layerloom.composer.sources.pickled import ADAPTER, INDEX, SHARD, SINGLE, is_metas, read_pickled
 
 from .merge import MAX_SHARD_BYTES
-from .sidecars import SUFFIXES
+from .sidecars import copy_sidecars
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,7 @@ def convert(directory: Path, out: Path | None = None, max_shard_bytes: int = MAX
     notes: list[str] = []
     try:
         partial.mkdir(parents=True)
-        for file in sorted(directory.iterdir()):
-            if file.is_file() and file.suffix in SUFFIXES and not file.name.endswith(".index.json"):
-                shutil.copyfile(file, partial / file.name)
+        copy_sidecars(directory, partial)
         tied = name == shards.SINGLE and ties_embeddings(directory)
         # An adapter is one file, whatever its size.
         most = max_shard_bytes if name == shards.SINGLE else 1 << 62
@@ -72,7 +70,7 @@ def pickles(directory: Path) -> tuple[Mapping[Path, set[str] | None], str]:
     if SINGLE in names:
         return {directory / SINGLE: None}, shards.SINGLE
     if INDEX in names:
-        return _indexed(directory / INDEX), shards.SINGLE
+        return dict(sorted(shards.indexed(directory / INDEX).items())), shards.SINGLE
     if ADAPTER in names:
         return {directory / ADAPTER: None}, lora_keys.WEIGHTS
     found = sorted(name for name in names if SHARD.fullmatch(name))
@@ -116,18 +114,6 @@ def distinct(state: Mapping[str, torch.Tensor], tied: bool) -> dict[str, torch.T
         seen[place] = seen[place[0]] = name
         kept[name] = tensor.contiguous().clone() if shared else tensor.contiguous()
     return {name: kept[name] for name in state if name in kept}
-
-
-def _indexed(index: Path) -> dict[Path, set[str]]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ComposeError(f"{index}: has no weight_map")
-    files: dict[Path, set[str]] = {}
-    for tensor, file in sorted(weight_map.items(), key=lambda item: str(item[1])):
-        if not isinstance(file, str) or Path(file).name != file:
-            raise ComposeError(f"{index}: {quoted(file)} is not the name of a file beside it")
-        files.setdefault(index.parent / file, set()).add(tensor)
-    return files
 
 
 def _write(

@@ -20,9 +20,7 @@ SPECIAL = "special_tokens_map.json"
 
 def write_sidecars(base: Checkpoint, voice: Voice, out: Path) -> None:
     """Copies the base's into the directory `out`, and rewrites those in which `voice` differs."""
-    for file in sorted(base.path.iterdir()):
-        if file.is_file() and file.suffix in SUFFIXES and not file.name.endswith(".index.json"):
-            shutil.copyfile(file, out / file.name)
+    copy_sidecars(base.path, out)
     ours = base.voice
     if voice.generation != ours.generation:
         _write(out / GENERATION, dict(voice.generation or {}))
@@ -33,6 +31,13 @@ def write_sidecars(base: Checkpoint, voice: Voice, out: Path) -> None:
                 _change(out / name, voice.tokens or {})
     if voice.templates != ours.templates:
         _write_templates(out, voice.templates or {})
+
+
+def copy_sidecars(directory: Path, out: Path) -> None:
+    """Copies what lies beside a checkpoint's weights, but for their index."""
+    for file in sorted(directory.iterdir()):
+        if file.is_file() and file.suffix in SUFFIXES and not file.name.endswith(".index.json"):
+            shutil.copyfile(file, out / file.name)
 
 
 def _write_templates(out: Path, templates: Mapping[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""http: compositions on vLLM's OpenAI server."""
+"""endpoints: compositions on vLLM's OpenAI server."""
 
 import os
 import time

@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+
+from layerloom.composer import Family, FamilyError
 
 DEPTH, HIDDEN, VOCAB = 8, 16, 32
 EXPERTS: dict[str, dict[str, Any]] = {
@@ -58,3 +61,11 @@ def write_family(root: Path, dtype: torch.dtype = torch.bfloat16, **entries: Any
     path = root / "family.yaml"
     path.write_text(yaml.safe_dump({"base": "base", "experts": EXPERTS, **entries}, sort_keys=False))
     return path
+
+
+def problems(path: Path) -> list[str]:
+    """What a family that cannot be loaded is refused for."""
+    with pytest.raises(FamilyError) as caught:
+        Family.load(path)
+    assert str(caught.value) == "\n".join(caught.value.problems)
+    return caught.value.problems

@@ -6,17 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny import EXPERTS, make_tensors, write_checkpoint
+from tiny import EXPERTS, make_tensors, problems, write_checkpoint
 
-from layerloom.composer import ComposeError, Family, FamilyError
+from layerloom.composer import ComposeError, Family
 from layerloom.composer.family import family as family_module
-
-
-def problems(path) -> list[str]:
-    with pytest.raises(FamilyError) as caught:
-        Family.load(path)
-    assert str(caught.value) == "\n".join(caught.value.problems)
-    return caught.value.problems
 
 
 def test_names_and_description(family, pristine):

@@ -4,16 +4,9 @@ import json
 
 import pytest
 import torch
-from tiny import CONFIG, EXPERTS, TOKENIZER, make_tensors, write_checkpoint
+from tiny import CONFIG, EXPERTS, TOKENIZER, make_tensors, problems, write_checkpoint
 
-from layerloom.composer import ComposeError, ComposeWarning, Family, FamilyError
-
-
-def problems(path) -> list[str]:
-    with pytest.raises(FamilyError) as caught:
-        Family.load(path)
-    assert str(caught.value) == "\n".join(caught.value.problems)
-    return caught.value.problems
+from layerloom.composer import ComposeError, ComposeWarning, Family
 
 
 def test_experts_that_do_not_fit_the_base_are_all_reported(root, edit):

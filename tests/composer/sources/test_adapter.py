@@ -6,12 +6,7 @@ from lora import EMBEDDING, HEAD, LORA, SHAPES, UP, Q, factors, noise, prefix, w
 from safetensors.torch import load_file
 from tiny import HIDDEN, VOCAB
 
-from layerloom.composer import Adapter, Checkpoint, ComposeError, Family, extract, merge, open_source, verify
-
-
-@pytest.fixture
-def base(pristine):
-    return Checkpoint(pristine / "base")
+from layerloom.composer import Adapter, ComposeError, Family, extract, merge, open_source, verify
 
 
 @pytest.fixture

@@ -9,13 +9,8 @@ import pytest
 from lora import LORA, UP, Q, factors, noise, prefix, write
 from tiny import DEPTH, HIDDEN
 
-from layerloom.composer import Adapter, Checkpoint, ComposeError
+from layerloom.composer import Adapter, ComposeError
 from layerloom.composer.sources.lora_config import read_lora_config
-
-
-@pytest.fixture
-def base(pristine):
-    return Checkpoint(pristine / "base")
 
 
 @pytest.fixture

@@ -9,11 +9,6 @@ from layerloom.composer import Adapter, Checkpoint, ComposeError
 
 
 @pytest.fixture
-def base(pristine):
-    return Checkpoint(pristine / "base")
-
-
-@pytest.fixture
 def path(tmp_path):
     return tmp_path / "adapter"
 
