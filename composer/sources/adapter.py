@@ -67,8 +67,14 @@ class Adapter:
             for name, info in self.base.tensors.items()
         }
 
-    def read(self, name: str) -> torch.Tensor:
-        """A tensor on the CPU, of the base's dtype and shape."""
+    def read(self, name: str, out: torch.Tensor | None = None) -> torch.Tensor:
+        """A tensor on the CPU, of the base's dtype and shape: in `out`, which is such a one, or in its own memory."""
+        if name not in self._changed:
+            return self.base.read(name, out)
+        merged = self._merged(name)
+        return merged if out is None else out.copy_(merged)
+
+    def _merged(self, name: str) -> torch.Tensor:
         keys = self._keys
         found = self.base.read(name)
         if name in keys.whole:
@@ -83,7 +89,7 @@ class Adapter:
             a, b = self._get(pair.a), self._get(pair.b)
             left, right = (a.T, b.T) if pair.embedding else (b, a)
             found = plus_product(found, left, right, self._scales[name])
-        return self._finite(found, f"{name}: its sum with the base") if name in self._changed else found
+        return self._finite(found, f"{name}: its sum with the base")
 
     def packing(self, names: Sequence[str]) -> Lowrank | None:
         """The codec with which the matrices of `names` can stay factors; None where one of them is stored otherwise."""

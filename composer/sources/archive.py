@@ -104,14 +104,15 @@ class Archive:
             **{name: TensorInfo(path, stored.dtype, stored.shape) for name, stored in self.manifest.tensors.items()},
         }
 
-    def read(self, name: str) -> torch.Tensor:
-        """A tensor on the CPU, of the base's dtype and shape."""
-        base, stored = self.base.read(name), self.manifest.tensors.get(name)
+    def read(self, name: str, out: torch.Tensor | None = None) -> torch.Tensor:
+        """A tensor on the CPU, of the base's dtype and shape: in `out`, which is such a one, or in its own memory."""
+        base, stored = self.base.read(name, out), self.manifest.tensors.get(name)
         if stored is None:
             return base
         parts = self.file.parts(name)
         with placing(f"{self.path}: {name}"):
-            return stored.codec.decode(parts, base)
+            decoded = stored.codec.decode(parts, base)
+        return decoded if out is None else out.copy_(decoded)
 
     def packing(self, names: Sequence[str]) -> Codec | None:
         """The one packed codec (see `Codec.packed`) of all the matrices of `names` that differ from the base's."""

@@ -113,15 +113,15 @@ class Checkpoint:
     def _names(self) -> dict[str, str]:
         return {self.layout.common(name): name for name in self.tensors}
 
-    def read(self, name: str) -> torch.Tensor:
-        """A tensor on the CPU, of `tensors`' dtype and shape, in memory of its own."""
+    def read(self, name: str, out: torch.Tensor | None = None) -> torch.Tensor:
+        """A tensor on the CPU, of `tensors`' dtype and shape: in `out`, which is such a one, or in its own memory."""
         info = self.tensors.get(name)
         if info is None:
             raise ComposeError(f"{self.path}: has no tensor {quoted(name)}")
-        stored = self._files[info.file].read(name)
         if name not in self._rounded:
-            return stored
-        rounded = stored.to(DTYPES[info.dtype])
+            return self._files[info.file].read(name, out)
+        stored = self._files[info.file].read(name)
+        rounded = stored.to(DTYPES[info.dtype]) if out is None else out.copy_(stored)
         if bool((rounded.isinf() & stored.isfinite()).any()):
             raise ComposeError(f"{info.file}: {name}: has numbers that are too large for the base's {info.dtype}")
         return rounded

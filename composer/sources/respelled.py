@@ -61,9 +61,11 @@ class Respelled:
     def layer(self, index: int) -> tuple[str, ...]:
         return tuple(name for name in self.base.layer(index) if name in self._own)
 
-    def read(self, name: str) -> torch.Tensor:
-        """A tensor on the CPU, of the stored dtype and shape, in memory of its own."""
-        return self.base.read(name) if name in self._base else self.checkpoint.read(self._own.get(name, name))
+    def read(self, name: str, out: torch.Tensor | None = None) -> torch.Tensor:
+        """A tensor on the CPU, of the stored dtype and shape: in `out`, which is such a one, or in its own memory."""
+        if name in self._base:
+            return self.base.read(name, out)
+        return self.checkpoint.read(self._own.get(name, name), out)
 
     @cached_property
     def unused(self) -> tuple[str, ...]:

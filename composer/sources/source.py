@@ -56,8 +56,8 @@ class Source(Protocol):
     def layer(self, index: int) -> tuple[str, ...]:
         """The names of the tensors in decoder layer `index`, sorted."""
 
-    def read(self, name: str) -> torch.Tensor:
-        """A tensor on the CPU."""
+    def read(self, name: str, out: torch.Tensor | None = None) -> torch.Tensor:
+        """A tensor on the CPU: in `out`, which is contiguous and of its dtype and shape, or in memory of its own."""
 
 
 def open_source(path: Path, base: Checkpoint) -> Source:
