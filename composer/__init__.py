@@ -4,7 +4,8 @@ from .errors import ComposeError, ComposeWarning, FamilyError, UnknownName
 from .family.family import Expert, Family
 from .family.names import Composition
 from .family.plan import KINDS, Blend, LayerBlend, Plan, describe_blend, kind_of
-from .pages.bank import Bank, Engine
+from .pages.bank import Bank
+from .pages.engine import Engine
 from .sources.adapter import Adapter
 from .sources.archive import Archive, ArchiveFile
 from .sources.checkpoint import Checkpoint, TensorInfo

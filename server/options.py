@@ -37,6 +37,9 @@ def prepare_environment() -> None:
     if "layerloom" not in plugins:
         os.environ["VLLM_PLUGINS"] = ",".join([*plugins, "layerloom"])
     os.environ[OURS] = "1"
+    # Pages are packed into memory of glibc's, which else comes from Linux 4 KiB at a time, at a fifth of the speed. Of
+    # use for the processes that start after this; where the user has said something, that stays.
+    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     # When one of several workers has died, the others wait for it as long before their clients are told.
     os.environ.setdefault("VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS", "1")
 

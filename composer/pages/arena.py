@@ -40,6 +40,8 @@ class Arena:
         self.memory = torch.empty(units(size) * UNIT, dtype=torch.uint8, device=device)
         self.generation = 0
         """Grows when regions have moved: ids that were read before are of no use."""
+        self.still = False
+        """Regions may not be moved now: a thread writes to some."""
         self._regions: WeakSet[Region] = WeakSet()
 
     @property
@@ -63,6 +65,8 @@ class Arena:
         ends = [0, *(region.end for region in regions)]
         starts = [*(region.id for region in regions), self.size // UNIT]
         found = next((end for end, start in zip(ends, starts, strict=True) if start - end >= wanted), None)
+        if found is None and self.still:
+            raise NoRoom(f"{megabytes(size)} more are needed, and what is free is in pieces")
         region = Region(self._push_together(regions) if found is None else found, wanted)
         self._regions.add(region)
         return region

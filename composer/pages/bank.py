@@ -1,8 +1,10 @@
 """bank: the pages in the engine's memory, one for every (part of the model, blend) in use."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
-from weakref import WeakValueDictionary
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+from weakref import WeakSet, WeakValueDictionary
 
 import torch
 
@@ -10,92 +12,30 @@ from layerloom.composer.family.family import Family
 from layerloom.composer.family.plan import KINDS, LayerBlend, Plan, kind_of
 from layerloom.composer.sources.adapter import Adapter
 from layerloom.composer.sources.archive import Archive
-from layerloom.composer.sources.codecs import DTYPES, Codec, Parts
+from layerloom.composer.sources.codecs import DTYPES, Codec
 from layerloom.kernels import compose
 from layerloom.kernels.compose import left_by
 from layerloom.kernels.delta import Delta, Dense, size
 
-Part = int
-"""A decoder layer by its index; the stem is the part whose index is the number of layers."""
+from .engine import Engine, Part, Read
 
 Key = tuple[Part, LayerBlend, Codec | None]
 """What tells pages from each other; the codec is that of a page kept as deltas."""
 
-Hosts = dict[tuple[int, int, torch.dtype], torch.Tensor]
-"""Memory that one page after another is read into, because fresh memory costs more than the work."""
 
+@dataclass(frozen=True)
+class Reserved:
+    """The pages of a plan, one for each layer, then the stem's; and what those that are not made yet need beside."""
 
-class Room(Protocol):
-    """Memory for one page while it is composed."""
-
-    @property
-    def flat(self) -> torch.Tensor:
-        """Its numbers, [size], on the device where pages are composed. Good until the engine makes more room."""
-
-
-class Engine(Protocol):
-    """What the bank asks of the engine whose layout pages have."""
-
-    def size(self, part: Part) -> int:
-        """How many numbers the part's parameters are (this rank's shard): the length of its flat page."""
-
-    def spans(self, part: Part, kind: str) -> Sequence[tuple[int, int]]:
-        """The [start, end) ranges of a flat page that hold that part's parameters of one kind (see plan.KINDS)."""
-
-    def host(self, size: int, dtype: torch.dtype) -> torch.Tensor:
-        """Memory of the host, [size], to fill."""
-
-    def fill(self, part: Part, flat: torch.Tensor, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Writes Hugging Face tensors of that part over all of `flat`, in the engine's own fused layout."""
-
-    def upload(self, part: Part, host: torch.Tensor) -> Room:
-        """A flat page where pages are composed. Raises NoRoom."""
-
-    def bytes(self, part: Part) -> int:
-        """What a page of that part takes, in the dtype the engine computes in."""
-
-    def keeps_base(self, dtype: torch.dtype) -> bool:
-        """Whether the base is in the engine's memory as flat pages of that dtype."""
-
-    def base(self, part: Part) -> torch.Tensor:
-        """The flat page of the base, where the engine keeps it."""
-
-    def room(self, part: Part, dtype: torch.dtype) -> Room:
-        """Memory for a page, where the base is kept. Raises NoRoom."""
-
-    def delta_bytes(self, part: Part, codec: Codec) -> int | None:
-        """What a layer's deltas take as they are packed, or None where the engine's layout has no place for them."""
-
-    def keeps_deltas(self, codec: Codec) -> bool:
-        """Whether it computes with deltas that stay packed."""
-
-    def fill_deltas(
-        self,
-        part: Part,
-        codec: Codec,
-        host: torch.Tensor,
-        vectors: Iterable[tuple[str, torch.Tensor]],
-        matrices: Mapping[str, Parts],
-    ) -> None:
-        """Writes a page of deltas, uint8 [delta_bytes], in the engine's own layout."""
-
-    def upload_deltas(self, part: Part, codec: Codec, host: torch.Tensor) -> Any:
-        """The page that computes with the base's matrices and their packed differences. Raises NoRoom."""
-
-    def deltas(self, part: Part, page: Any) -> list[Delta]:
-        """What such a page holds, run after run of a flat page."""
-
-    def seal(self, part: Part, room: Room) -> Any:
-        """The page the engine computes with, in the dtype it computes in: the room itself, or something of its own."""
-
-    def base_page(self, part: Part) -> Any:
-        """The page of the base, which the engine has loaded itself."""
+    plan: Plan
+    pages: tuple[Any, ...]
+    spare: Sequence[Any]
 
 
 class Bank:
     """Assembles the pages a plan needs and shares the ones two compositions have in common.
 
-    A page lives as long as a composition that uses it: whoever calls `pages` holds them.
+    A page lives as long as a composition that uses it: whoever has what `reserve` returned holds them.
     """
 
     def __init__(self, family: Family, engine: Engine) -> None:
@@ -103,41 +43,59 @@ class Bank:
         self.engine = engine
         self._changed: dict[tuple[Part, str], bool] = {}
         """Whether an expert changes a part; asked for all compositions whenever one is added."""
-        self._staged: dict[Key, list[torch.Tensor]] = {}
         self._rounded = [self._kinds(part) for part in range(family.depth + 1)]
         self._dtypes = [self._dtype(part) for part in range(family.depth + 1)]
         self._pages: WeakValueDictionary[Key, Any] = WeakValueDictionary()
+        self._made: WeakSet[Any] = WeakSet()
+        named = {name: family.base.tensors[name] for part in range(family.depth + 1) for name in self._names(part)}
+        engine.learn({n: torch.empty(t.shape, dtype=DTYPES[t.dtype], device="meta") for n, t in named.items()})
 
     def __len__(self) -> int:
         """Assembled pages now in memory, the base's not counted."""
-        return len(self._pages)
+        return len(self._made)
 
     def pages(self, plan: Plan) -> tuple[Any, ...]:
         """One page per layer, then the stem's. Raises ComposeError, leaving nothing behind, if one cannot be made."""
-        hosts: Hosts = {}
-        return tuple(self._page(key, hosts) for key in self.keys(plan))
+        reserved = self.reserve(plan)
+        self.make(reserved)
+        return reserved.pages
 
     def dtypes(self) -> set[torch.dtype]:
         """Those that pages are composed in."""
         return set(self._dtypes)
 
-    def stage(self, plan: Plan) -> None:
-        """Reads what `pages` will have to, into the host's memory. May run on a thread of its own.
+    def reserve(self, plan: Plan) -> Reserved:
+        """The pages of a plan: what is not there yet has its room, and is to be made. Raises NoRoom."""
+        pages = []
+        for key in self.keys(plan):
+            part, blend, codec = key
+            page = self.engine.base_page(part) if blend.uniform == () else self._pages.get(key)
+            if page is None:
+                page = self._pages[key] = self.engine.reserve(part, codec)
+            pages.append(page)
+        missing = [key for key in self.own(plan) if self._pages[key] not in self._made]
+        return Reserved(plan, tuple(pages), self.engine.spare(self._beside(missing)))
 
-        Raises ComposeError, leaving nothing behind.
+    def is_made(self, reserved: Reserved) -> bool:
+        return not self._left(reserved)
+
+    def make(self, reserved: Reserved, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Makes the pages that are not, on any thread, but on one at a time; less of them when it is `stopped`.
+
+        Raises ComposeError; what was made by then stays for as long as it is held.
         """
-        try:
-            for key in self.own(plan):
-                if key not in self._pages and key not in self._staged:
-                    self._staged[key] = self._read(key, {})
-        except BaseException:
-            self._staged.clear()
-            raise
+        # The stem first, as it takes most memory while it is made.
+        for key, page in reversed(self._left(reserved)):
+            with self.engine.making():
+                for piece in self._pieces(key):
+                    if stopped():
+                        return
+                    self._make(key, page, piece, reserved.spare)
+            self._made.add(page)
 
-    def unstage(self, plan: Plan) -> None:
-        """Lets go of what was read ahead for a plan."""
-        for key in self.own(plan):
-            self._staged.pop(key, None)
+    def _left(self, reserved: Reserved) -> list[tuple[Key, Any]]:
+        keys = zip(self.keys(reserved.plan), reserved.pages, strict=True)
+        return [(key, page) for key, page in keys if key[1].uniform != () and page not in self._made]
 
     def keys(self, plan: Plan) -> list[Key]:
         """The pages of a plan: one for each layer, then the stem's."""
@@ -182,38 +140,64 @@ class Bank:
         dtypes = set(self._rounded[part].values())
         return next(iter(dtypes)) if len(dtypes) == 1 else torch.float32
 
-    def _page(self, key: Key, hosts: Hosts) -> Any:
-        part, blend, codec = key
-        if blend.uniform == ():
-            return self.engine.base_page(part)
-        page = self._pages.get(key)
-        if page is None:
-            read = self._staged.pop(key, None) or self._read(key, hosts)
-            if codec is None:
-                page = self._compose(part, blend, read)
-            else:
-                page = self.engine.upload_deltas(part, codec, read[0])
-            self._pages[key] = page
-        return page
+    def _pieces(self, key: Key) -> Sequence[slice]:
+        part, _, codec = key
+        return [slice(0, 0)] if codec is not None else self.engine.pieces(part)
 
-    def _read(self, key: Key, hosts: Hosts) -> list[torch.Tensor]:
-        """What a page is made of, in the host's memory: `_sources` in the engine's layout, packed where they are."""
+    def _make(self, key: Key, page: Any, piece: slice, spare: Sequence[Any]) -> None:
+        """Reads what a piece of a page is made of, blends it, and gives it to the engine."""
         part, blend, codec = key
         if codec is not None:
             ((expert, _),) = blend.uniform or ()
-            return [self._read_deltas(part, expert, codec)]
-        read = []
-        for number, (source, packing) in enumerate(self._sources(part, blend).items()):
-            if packing is not None:
-                read.append(self._read_deltas(part, source, packing))
-                continue
-            place = number, self.engine.size(part), self._dtypes[part]
-            if place not in hosts:
-                hosts[place] = self.engine.host(*place[1:])
-            checkpoint = self.family.checkpoint(source)
-            named = ((name, checkpoint.read(name)) for name in self._names(part, source))
-            self.engine.fill(part, hosts[place], named)
-            read.append(hosts[place])
+            self.engine.put_deltas(page, self._read_deltas(part, expert, codec))
+            return
+        dtype, free = self._dtypes[part], iter(spare)
+
+        def more() -> torch.Tensor:
+            return self.engine.flat(next(free), dtype, piece.stop - piece.start)
+
+        out = self.engine.in_place(page)[piece] if self.engine.makes_in_place(dtype) else more()
+        flats: dict[str, torch.Tensor] = {}
+        deltas: dict[str, list[Delta]] = {}
+        for source, packing in self._sources(part, blend).items():
+            if packing is None:
+                # In place: a span is written once, and only what is read for it is overwritten.
+                into = flats[source] = more() if flats else out
+                self.engine.fill(part, piece, into, self._names(part, source), self._reading(source, dtype))
+            else:
+                host = self._read_deltas(part, source, packing)
+                deltas[source] = self.engine.deltas(part, packing, next(free), host)
+        under = flats.get("base", self.engine.base(part)[piece] if self.engine.keeps_base(dtype) else None)
+        if blend.uniform is not None:
+            runs = [size(delta) for delta in next(iter(deltas.values()), ())]
+            experts = [deltas[e] if e in deltas else cut(flats[e], runs) for e, _ in blend.uniform]
+            compose(out, under, experts, [weight for _, weight in blend.uniform])
+        else:
+            for kind in KINDS:
+                for span in self._spans(part, kind, piece):
+                    views = [flats[expert][span] for expert, _ in blend.of(kind)]
+                    base = None if under is None else under[span]
+                    compose(out[span], base, views, [weight for _, weight in blend.of(kind)])
+        for kind, rounded in self._rounded[part].items():
+            for span in self._spans(part, kind, piece) if rounded != dtype else ():
+                out[span] = out[span].to(rounded)
+        self.engine.put(part, page, piece, out)
+
+    def _spans(self, part: Part, kind: str, piece: slice) -> Iterator[slice]:
+        """Where in a piece the parameters of a kind are."""
+        for start, end in self.engine.spans(part, kind):
+            if piece.start <= start and end <= piece.stop:
+                yield slice(start - piece.start, end - piece.start)
+
+    def _reading(self, source: str, dtype: torch.dtype) -> Read:
+        checkpoint = self.family.checkpoint(source)
+
+        def read(name: str, out: torch.Tensor | None) -> torch.Tensor:
+            direct = (
+                out is not None and out.device.type == "cpu" and out.dtype == DTYPES[checkpoint.tensors[name].dtype]
+            )
+            return checkpoint.read(name, out if direct else None)
+
         return read
 
     def _read_deltas(self, part: Part, expert: str, codec: Codec) -> torch.Tensor:
@@ -221,45 +205,12 @@ class Bank:
         names = source.layer(part)
         vectors = [name for name in names if len(source.tensors[name].shape) < 2]
         matrices = {name: source.packed(name, codec) for name in names if name not in vectors}
-        host = self.engine.host(self.engine.delta_bytes(part, codec) or 0, torch.uint8)
-        self.engine.fill_deltas(part, codec, host, ((name, source.read(name)) for name in vectors), matrices)
-        return host
-
-    def _compose(self, part: Part, blend: LayerBlend, read: list[torch.Tensor]) -> Any:
-        sources = self._sources(part, blend)
-        # All the room there must be first: making it may move what is there.
-        rooms, packed = {}, {}
-        for (source, codec), host in zip(sources.items(), read, strict=True):
-            if codec is None:
-                rooms[source] = self.engine.upload(part, host)
-            else:
-                packed[source] = self.engine.upload_deltas(part, codec, host)
-        room = next(iter(rooms.values())) if rooms else self.engine.room(part, self._dtypes[part])
-        flats = {source: made.flat for source, made in rooms.items()}
-        deltas = {source: self.engine.deltas(part, page) for source, page in packed.items()}
-        base = flats.get("base", self.engine.base(part) if self.engine.keeps_base(self._dtypes[part]) else None)
-
-        # In place: a span is written once, and only what is read for it is overwritten.
-        out = room.flat
-        if blend.uniform is not None:
-            runs = [size(delta) for delta in next(iter(deltas.values()), ())]
-            experts = [deltas[e] if e in deltas else cut(flats[e], runs) for e, _ in blend.uniform]
-            compose(out, base, experts, [weight for _, weight in blend.uniform])
-        else:
-            for kind in KINDS:
-                for start, end in self.engine.spans(part, kind):
-                    views = [flats[expert][start:end] for expert, _ in blend.of(kind)]
-                    under = None if base is None else base[start:end]
-                    compose(out[start:end], under, views, [weight for _, weight in blend.of(kind)])
-        for kind, dtype in self._rounded[part].items():
-            for start, end in self.engine.spans(part, kind) if dtype != out.dtype else ():
-                out[start:end] = out[start:end].to(dtype)
-        return self.engine.seal(part, room)
+        return self.engine.fill_deltas(part, codec, ((name, source.read(name)) for name in vectors), matrices)
 
     def missing(self, plan: Plan) -> int:
-        """The bytes that `pages` will take, those for composing included."""
-        absent = {key for key in self.own(plan) if key not in self._pages}
-        return sum(map(self.bytes, absent)) + max(map(self.scratch, absent), default=0)
+        """The bytes that `reserve` will take, those that are only for making pages included."""
+        absent = [key for key in self.own(plan) if key not in self._pages]
+        return sum(map(self.bytes, absent)) + self.scratch(absent)
 
     def own(self, plan: Plan) -> set[Key]:
         """The pages of a plan that are not the base's."""
@@ -270,17 +221,25 @@ class Bank:
         part, _, codec = key
         return self.engine.bytes(part) if codec is None else self.engine.delta_bytes(part, codec) or 0
 
-    def scratch(self, key: Key) -> int:
-        """What composing a page takes beside it."""
+    def scratch(self, keys: Iterable[Key]) -> int:
+        """What making pages takes beside them, one after the other."""
+        return sum(self._beside(keys))
+
+    def _beside(self, keys: Iterable[Key]) -> list[int]:
+        """Bytes of each piece of spare memory, the n-th of which is the n-th that `_make` asks for."""
+        each = [self._spares(key) for key in keys]
+        return [max(sizes) for sizes in zip_longest(*each, fillvalue=0)]
+
+    def _spares(self, key: Key) -> list[int]:
         part, blend, codec = key
         if codec is not None:
-            return 0
-        flat = self.engine.size(part) * self._dtypes[part].itemsize
-        packings = self._sources(part, blend).values()
-        uploads = [flat if packing is None else self.engine.delta_bytes(part, packing) or 0 for packing in packings]
-        # The page is made where its first flat source was, unless it is to be of another dtype.
-        in_place = flat in uploads and flat == self.engine.bytes(part)
-        return sum(uploads) - in_place * flat
+            return []
+        piece = max((piece.stop - piece.start for piece in self.engine.pieces(part)), default=0)
+        flat = piece * self._dtypes[part].itemsize
+        packings = list(self._sources(part, blend).values())
+        if self.engine.makes_in_place(self._dtypes[part]) and None in packings:
+            packings.remove(None)
+        return [flat if packing is None else self.engine.delta_bytes(part, packing) or 0 for packing in packings]
 
     def _sources(self, part: Part, blend: LayerBlend) -> dict[str, Codec | None]:
         """What must be read for a page, and the codec of that which is decoded only where pages are composed."""

@@ -16,4 +16,4 @@ def needed(plans: Iterable[Plan], mixed: int, bank: Bank) -> int:
     pages = [bank.own(plan) for plan in plans]
     together = set().union(*pages)
     largest = sorted((sum(map(bank.bytes, own)) for own in pages), reverse=True)[:mixed]
-    return min(sum(map(bank.bytes, together)), sum(largest)) + max(map(bank.scratch, together), default=0)
+    return min(sum(map(bank.bytes, together)), sum(largest)) + bank.scratch(together)

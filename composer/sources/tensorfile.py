@@ -28,6 +28,7 @@ import torch
 
 from layerloom.composer.errors import ComposeError, quoted
 from layerloom.composer.files import naming, open_file
+from layerloom.kernels.threads import shared
 
 from .header import LONGEST, TYPES, parse
 from .memory import memory
@@ -43,7 +44,10 @@ TICK, SECOND = 20_000_000, 1_000_000_000
 """Nanoseconds. Linux's clock for files ticks at least every 10 ms."""
 
 PIECE = 1 << 20
-"""Bytes that are read at a time: they stay in the L2 cache until they are hashed."""
+"""Bytes that are read and hashed at a time: they stay in the L2 cache."""
+
+ALONE = 1 << 22
+"""Bytes that are worth a thread."""
 
 SAMPLES, SAMPLE = 64, 4096
 """How many pieces of a file stand for it, and the bytes of each."""
@@ -92,25 +96,25 @@ class TensorFile:
             raise ComposeError(f"{self.path}: {name}: dtype {entry.dtype} is none of {', '.join(TYPES)}")
         content = memory(entry.end - entry.start) if out is None else out.view(-1).view(torch.uint8)
         with naming(self.path):
-            before = self._status()
-            # While it is in the cache.
-            hashed = None if name in self._digests and before == self._opened else fingerprint()
-            whole = self._fill(content.numpy().data, entry.start, hashed)
-            after = self._status()
-            if not (whole and self._is_as_opened(name, content, before, after, hashed)):
+            if not self._reads_as_opened(name, content.numpy().data, entry.start):
+                after = self._status()
                 raise ComposeError(
                     f"{self.path}: was written to after it was opened ({self._opened} then, {after} now); what "
                     f"{quoted(name)} was is lost. Put the old file back, with its time (cp -p), or load the family anew"
                 )
         return content.view(TYPES[entry.dtype]).view(entry.shape) if out is None else out
 
-    def _is_as_opened(self, name: str, content: torch.Tensor, before: Status, after: Status, hashed: Any) -> bool:
-        """Whether what was read of a tensor, and `hashed` if need be, is what the file held when it was opened."""
-        known = self._digests.get(name)
+    def _reads_as_opened(self, name: str, into: memoryview, start: int) -> bool:
+        """Reads a tensor; whether it is what the file held when it was opened."""
+        known, before = self._digests.get(name), self._status()
+        digests: list[bytes] | None = None if known is not None and before == self._opened else []
+        if not self._fill(into, start, digests):
+            return False
+        after = self._status()
         same = before == after == self._opened
         if known is not None and same:
             return True
-        digest = (hashed or fingerprint(content.numpy().data)).digest()
+        digest = fingerprint(b"".join(digests or map(digest_of, pieces(into)))).digest()
         if known is not None:
             return bool(digest == known)
         if not same and (before != after or before[:2] != self._opened[:2] or self._sampled() != self._samples):
@@ -118,16 +122,28 @@ class TensorFile:
         self._digests[name] = digest
         return True
 
-    def _fill(self, into: memoryview, start: int, hashed: Any = None) -> bool:
-        """Reads bytes from `start` on, and adds them to a hash; False where the file ends first."""
-        done = 0
-        while done < len(into):
-            got = os.preadv(self._raw.fileno(), [into[done : done + PIECE]], start + done)
-            if not got:
-                return False
-            if hashed is not None:
-                hashed.update(into[done : done + got])
-            done += got
+    def _fill(self, into: memoryview, start: int, digests: list[bytes] | None = None) -> bool:
+        """Reads bytes from `start` on, by all threads, and digests their pieces; False where the file ends first."""
+        found = pieces(into)
+        if digests is not None:
+            digests += [b""] * len(found)
+
+        def some(share: slice) -> None:
+            for number in range(len(found))[share]:
+                piece, done = found[number], 0
+                while done < len(piece):
+                    got = os.preadv(self._raw.fileno(), [piece[done:]], start + number * PIECE + done)
+                    if not got:
+                        raise EOFError
+                    done += got
+                if digests is not None:
+                    # While it is in the cache.
+                    digests[number] = digest_of(piece)
+
+        try:
+            shared(some, len(found), len(into) // ALONE)
+        except EOFError:
+            return False
         return True
 
     def _header(self) -> bytes:
@@ -155,3 +171,11 @@ class TensorFile:
         if wait > 0:
             time.sleep(wait / SECOND)
         return status
+
+
+def pieces(content: memoryview) -> list[memoryview]:
+    return [content[start : start + PIECE] for start in range(0, len(content), PIECE)]
+
+
+def digest_of(piece: memoryview) -> bytes:
+    return bytes(fingerprint(piece).digest())

@@ -5,7 +5,8 @@ CPU the same code runs with torch's twins of the kernels; packed.py is faster th
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -17,14 +18,14 @@ from vllm.model_executor.layers.layernorm import GemmaRMSNorm
 from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
 
 from layerloom.composer import ComposeError
-from layerloom.composer.pages.arena import Arena
+from layerloom.composer.pages.arena import Arena, Region
 from layerloom.composer.sources.codecs import Codec, Parts
 from layerloom.kernels import delta_linear, paged_embedding, paged_linear, paged_rms_norm
 from layerloom.kernels.delta import Delta, Dense
 
 from .batch import AnyPage, ArenaPage, Batch, DeltaPage
 from .paged import NORMS, Norm, Slot, page_norm
-from .parts import ALIGNMENT, aligned
+from .parts import ALIGNMENT, Read, aligned
 from .parts import Parts as ModelParts
 
 Place = tuple[torch.dtype, int, tuple[int, ...]]
@@ -83,8 +84,6 @@ class ArenaPages(ModelParts):
     deltas. Raises ComposeError when the model's parameters are of more than one dtype.
     """
 
-    reads_ahead = True
-
     def __init__(self, model: nn.Module, depth: int, slots: int, rows: int, codecs: Iterable[Codec]) -> None:
         super().__init__(model, depth)
         parameters = [span.parameter for part in self.parts for span in part.spans]
@@ -99,7 +98,7 @@ class ArenaPages(ModelParts):
         self._tokens = Batch(rows, depth + 1, slots, self.codecs, self.device)
         self._head = Batch(rows, 1, slots, (), self.device)
 
-    def reserve(self, memory: int) -> None:
+    def give(self, memory: int) -> None:
         """Makes the arena, with `memory` bytes for compositions, and moves the base into it."""
         # By way of the host, because a GPU may have no room for it twice.
         host = [[span.parameter.data.cpu() for span in part.spans] for part in self.parts]
@@ -110,7 +109,7 @@ class ArenaPages(ModelParts):
             torch.cuda.empty_cache()
         parts = range(len(self.parts))
         self.arena = Arena(sum(self.bytes(part) for part in parts) + memory, self.device)
-        self._base = [self.room(part, self.dtype) for part in parts]
+        self._base = [self.reserve(part, None) for part in parts]
         for part, page, tensors in zip(self.parts, self._base, host, strict=True):
             for span, tensor in zip(part.spans, tensors, strict=True):
                 span.parameter.data = page.flat[span.start : span.end].view(span.shape)
@@ -149,6 +148,9 @@ class ArenaPages(ModelParts):
     def generation(self) -> int:
         return self.arena.generation
 
+    def hold_still(self, still: bool) -> None:
+        self.arena.still = still
+
     @property
     def free(self) -> int:
         return self.arena.free
@@ -156,9 +158,51 @@ class ArenaPages(ModelParts):
     def bytes(self, part: int) -> int:
         return self.size(part) * self.dtype.itemsize
 
-    def room(self, part: int, dtype: torch.dtype) -> ArenaPage:
-        size = self.size(part)
-        return ArenaPage(self.arena, self.arena.allocate(size * dtype.itemsize), dtype, size)
+    def pieces(self, part: int) -> Sequence[slice]:
+        """All at once, which is one launch on a GPU."""
+        return [slice(0, self.size(part))]
+
+    def reserve(self, part: int, codec: Codec | None) -> AnyPage:
+        if codec is not None:
+            return DeltaPage(self._base[part], codec, self.arena.allocate(self.delta_bytes(part, codec) or 0))
+        return ArenaPage(self.arena, self.arena.allocate(self.bytes(part)), self.dtype, self.size(part))
+
+    def spare(self, sizes: Sequence[int]) -> Sequence[Region]:
+        if self.device.type == "cuda":
+            # Steps that are on their way may still read what was there.
+            self._copies.wait_stream(torch.cuda.current_stream())
+        return [self.arena.allocate(size) for size in sizes]
+
+    def flat(self, spare: Region, dtype: torch.dtype, count: int) -> torch.Tensor:
+        return self.arena.flat(spare, dtype, count)
+
+    @contextmanager
+    def making(self) -> Iterator[None]:
+        """On a GPU on a stream of its own, past the steps that run."""
+        if self.device.type != "cuda":
+            yield
+            return
+        with torch.cuda.device(self.device), torch.cuda.stream(self._copies):
+            yield
+            self._copies.synchronize()
+
+    def makes_in_place(self, dtype: torch.dtype) -> bool:
+        return dtype == self.dtype
+
+    def in_place(self, page: ArenaPage) -> torch.Tensor:
+        return page.flat
+
+    def fill(self, part: int, piece: slice, into: torch.Tensor, names: Iterable[str], read: Read) -> None:
+        if into.device.type == "cpu":
+            super().fill(part, piece, into, names, read)
+            return
+        host = torch.empty(into.shape, dtype=into.dtype, pin_memory=True)
+        super().fill(part, piece, host, names, read)
+        into.copy_(host, non_blocking=True)
+
+    def put(self, part: int, page: ArenaPage, piece: slice, made: torch.Tensor) -> None:
+        if made.dtype != self.dtype:
+            page.flat[piece].copy_(made)
 
     def _delta_places(self, part: int, codec: Codec) -> dict[str, dict[str, Place]]:
         """Where in a page of deltas the parts of each matrix are; the vectors are where they are in every page."""
@@ -181,13 +225,10 @@ class ArenaPages(ModelParts):
         return max((end + aligned(math.prod(shape)) * dtype.itemsize for dtype, end, shape in places), default=0)
 
     def fill_deltas(
-        self,
-        part: int,
-        codec: Codec,
-        host: torch.Tensor,
-        vectors: Iterable[tuple[str, torch.Tensor]],
-        matrices: Mapping[str, Parts],
-    ) -> None:
+        self, part: int, codec: Codec, vectors: Iterable[tuple[str, torch.Tensor]], matrices: Mapping[str, Parts]
+    ) -> torch.Tensor:
+        size, pinned = self.delta_bytes(part, codec) or 0, self.device.type == "cuda"
+        host = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
         spans = [span for span in self.parts[part].spans if len(span.shape) < 2]
         flat = host[: max((span.end for span in spans), default=0) * self.dtype.itemsize].view(self.dtype)
         self.load(spans, [flat[span.start : span.end].view(span.shape) for span in spans], vectors)
@@ -213,11 +254,17 @@ class ArenaPages(ModelParts):
         for name, tensors in by_rows.items():
             # vLLM's loaders take a matrix, of any width: a row of words stands where the row of numbers would.
             self.load(spans, [into[span.name][name] for span in spans], tensors.items())
+        return host
 
     def keeps_deltas(self, codec: Codec) -> bool:
         return codec in self.codecs
 
-    def deltas(self, part: int, page: DeltaPage) -> list[Delta]:
+    def put_deltas(self, page: DeltaPage, host: torch.Tensor) -> None:
+        self.arena.flat(page.region, torch.uint8, len(host)).copy_(host, non_blocking=True)
+
+    def deltas(self, part: int, codec: Codec, spare: Region, host: torch.Tensor) -> list[Delta]:
+        page = DeltaPage(self._base[part], codec, spare)
+        self.put_deltas(page, host)
         places = self._delta_places(part, page.codec)
         start = min(span.start for span in self.parts[part].spans if span.name in places)
         vectors = self.arena.flat(page.region, self.dtype, start)
@@ -235,42 +282,11 @@ class ArenaPages(ModelParts):
                 found.append(Dense(self.base(part)[: aligned(span.end) - span.end]))
         return found
 
-    def upload_deltas(self, part: int, codec: Codec, host: torch.Tensor) -> DeltaPage:
-        page = DeltaPage(self._base[part], codec, self.arena.allocate(len(host)))
-        self._copy(self.arena.flat(page.region, torch.uint8, len(host)), host)
-        return page
-
-    def host(self, size: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(size, dtype=dtype, pin_memory=self.device.type == "cuda")
-
-    def upload(self, part: int, host: torch.Tensor) -> ArenaPage:
-        page = self.room(part, host.dtype)
-        self._copy(page.flat, host)
-        return page
-
-    def _copy(self, device: torch.Tensor, host: torch.Tensor) -> None:
-        """On a stream of its own, past the step that runs; `host` may be used again when it returns."""
-        if self.device.type != "cuda":
-            device.copy_(host)
-            return
-        # That step may still read what was here before.
-        self._copies.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._copies):
-            device.copy_(host, non_blocking=True)
-        self._copies.synchronize()
-
     def keeps_base(self, dtype: torch.dtype) -> bool:
         return dtype == self.dtype
 
     def base(self, part: int) -> torch.Tensor:
         return self._base[part].flat
-
-    def seal(self, part: int, room: ArenaPage) -> ArenaPage:
-        if room.dtype == self.dtype:
-            return room
-        page = self.room(part, self.dtype)
-        page.flat.copy_(room.flat)
-        return page
 
     def base_page(self, part: int) -> ArenaPage:
         return self._base[part]

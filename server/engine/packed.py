@@ -6,6 +6,7 @@ are installed in the module itself, so that it is stock vLLM to the last instruc
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
@@ -19,6 +20,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, 
 
 from layerloom.composer.pages.arena import NoRoom, megabytes
 from layerloom.composer.sources.codecs import Codec
+from layerloom.composer.sources.memory import memory
 from layerloom.kernels import Route, by_page, paged_rows
 
 from .paged import NORMS, Norm, PagedLinearMethod, Slot, page_norm
@@ -26,6 +28,7 @@ from .parts import Parts
 
 Linear = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 ONE_PAGE = Route((0,), ())
+NOTHING = torch.empty(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +41,14 @@ class Handle:
 
 
 class Page:
-    """The handles of one part's modules, in the part's order; `bytes` are counted against the bank's memory."""
+    """The handles of one part's modules, in the part's order; `bytes` are counted against the bank's memory.
+
+    While it is made they come one by one.
+    """
 
     def __init__(self, handles: list[Handle], bytes: int = 0) -> None:
         self.handles = handles
         self.bytes = bytes
-
-
-@dataclass(frozen=True, slots=True)
-class HostRoom:
-    """Memory in which a page is put together before its matrices are packed."""
-
-    flat: torch.Tensor
 
 
 @dataclass(slots=True)
@@ -146,7 +145,7 @@ class PackedLinearMethod(PagedLinearMethod):
 class PackedPages(Parts):
     """The bank's engine (layerloom.composer.pages.bank.Engine) on a CPU: pages are made in host memory and packed."""
 
-    reads_ahead = False
+    vectors_first = False
     device = torch.device("cpu")
     generation = 0
 
@@ -156,7 +155,7 @@ class PackedPages(Parts):
         self._head = Selection()
         self._slots: list[list[PackedSlot]] = [[] for _ in self.parts]
         self._base = [Page([]) for _ in self.parts]
-        self._made: WeakSet[Page] = WeakSet()
+        self._taken: WeakSet[Page] = WeakSet()
         self._memory = math.inf
         for index, part in enumerate(self.parts):
             for name, module in part.modules.items():
@@ -183,12 +182,6 @@ class PackedPages(Parts):
             module.layerloom_slot = slot
         self._slots[part].append(slot)
 
-    def host(self, size: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(size, dtype=dtype)
-
-    def upload(self, part: int, host: torch.Tensor) -> HostRoom:
-        return HostRoom(host)
-
     def delta_bytes(self, part: int, codec: Codec) -> None:
         """None: a matrix product with packed deltas is slow on a CPU."""
 
@@ -199,31 +192,50 @@ class PackedPages(Parts):
         """No: the base is packed too, and its files are read again where a blend needs it."""
         return False
 
-    def base(self, part: int) -> torch.Tensor:
-        raise NotImplementedError
+    def makes_in_place(self, dtype: torch.dtype) -> bool:
+        """No: what a matrix is packed from is let go of."""
+        return False
 
-    def reserve(self, memory: int) -> None:
+    def give(self, memory: int) -> None:
         self._memory = memory
+
+    def hold_still(self, still: bool) -> None:
+        """They never move."""
 
     @property
     def free(self) -> float:
-        return self._memory - sum(page.bytes for page in self._made)
+        return self._memory - sum(page.bytes for page in self._taken)
 
-    def seal(self, part: int, room: HostRoom) -> Page:
-        if self.bytes(part) > self.free:
-            raise NoRoom(f"{megabytes(self.bytes(part))} more are needed, and {megabytes(self.free)} are free")
-        views = {
-            id(s.parameter): room.flat[s.start : s.end].view(s.shape).to(s.parameter.dtype)
-            for s in self.parts[part].spans
-        }
-
-        def sealed(module: nn.Module) -> Handle:
-            bias = module._parameters.get("bias")
-            return seal(module, views[id(module.weight)], None if bias is None else views[id(bias)])
-
-        page = Page([sealed(slot.module) for slot in self._slots[part]], self.bytes(part))
-        self._made.add(page)
+    def reserve(self, part: int, codec: Codec | None) -> Page:
+        size = self.bytes(part)
+        if size > self.free:
+            raise NoRoom(f"{megabytes(size)} more are needed, and {megabytes(self.free)} are free")
+        page = Page([Handle(NOTHING)] * len(self._slots[part]), size)
+        self._taken.add(page)
         return page
+
+    def spare(self, sizes: Sequence[int]) -> Sequence[None]:
+        """The host's memory, which is there when it is needed."""
+        return [None] * len(sizes)
+
+    def flat(self, spare: None, dtype: torch.dtype, count: int) -> torch.Tensor:
+        return memory(count * dtype.itemsize).view(dtype)
+
+    def making(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def put(self, part: int, page: Page, piece: slice, made: torch.Tensor) -> None:
+        """Packs the matrices of a piece."""
+        views = {
+            id(span.parameter): made[span.start - piece.start : span.end - piece.start].view(span.shape)
+            for span in self.parts[part].spans
+            if piece.start <= span.start and span.end <= piece.stop
+        }
+        for slot in self._slots[part]:
+            weight, bias = slot.module.weight, slot.module._parameters.get("bias")
+            if id(weight) in views:
+                parameters = [None if of is None else views[id(of)].to(of.dtype) for of in (weight, bias)]
+                page.handles[slot.index] = seal(slot.module, *parameters)
 
     def base_page(self, part: int) -> Page:
         return self._base[part]

@@ -1,8 +1,8 @@
 """parts: the decoder layers and the stem of a loaded vLLM model, and the flat pages their parameters make."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from threading import Lock
+from itertools import groupby
 
 import torch
 from torch import nn
@@ -18,10 +18,15 @@ from layerloom.composer.errors import ComposeError
 from layerloom.composer.family.plan import kind_of
 from layerloom.composer.sources.layout import Layout
 
+from . import rehearsal
 from .paged import NORMS, PagedEmbeddingMethod, PagedLinearMethod
 
 ALIGNMENT = 128
 """Every parameter starts at a multiple of this many numbers, so that kernels read it in whole lines."""
+
+
+Read = Callable[[str, torch.Tensor | None], torch.Tensor]
+"""The tensor of a name; in the second, which is of its shape, if that is of its dtype too."""
 
 
 @dataclass
@@ -41,6 +46,8 @@ class Part:
 
     modules: dict[str, nn.Module] = field(default_factory=dict)
     spans: list[Span] = field(default_factory=list)
+    copies: dict[str, list[rehearsal.Copy]] | None = None
+    """By span, what vLLM copies there on loading; None where it does more than that."""
 
     @property
     def size(self) -> int:
@@ -56,10 +63,12 @@ class Parts:
     Raises ComposeError naming every module that has weights of a kind that cannot be paged.
     """
 
+    vectors_first = True
+    """In a flat page; else module by module."""
+
     def __init__(self, model: nn.Module, depth: int) -> None:
         self.model = model
         self.depth = depth
-        self._loading = Lock()
         self.parts = [Part() for _ in range(depth + 1)]
         language = dict(language_modules(model))
         leave(module for name, module in model.named_modules() if name not in language)
@@ -87,12 +96,38 @@ class Parts:
                     found[index][id(parameter)] = (f"{name}.{leaf}", parameter, shape or parameter.shape)
                     seen.add(id(parameter))
         for part, parameters in zip(self.parts, found, strict=True):
-            for name, parameter, shape in sorted(parameters.values(), key=lambda entry: len(entry[2]) > 1):
+            for name, parameter, shape in sorted(
+                parameters.values(), key=lambda of: self.vectors_first and len(of[2]) > 1
+            ):
                 start = part.size
                 part.spans.append(Span(name, parameter, shape, start, start + shape.numel()))
 
+    def learn(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Finds out how vLLM loads tensors of these names, which are of the base's shapes and on the device "meta"."""
+        spans = [span for part in self.parts for span in part.spans]
+        places = {span.name: (span.parameter, span.shape) for span in spans}
+        found = rehearsal.rehearse(self.model, places, tensors)
+        for part in self.parts:
+            copies = [found[span.name] for span in part.spans]
+            part.copies = (
+                None
+                if None in copies
+                else {
+                    span.name: [each.moved(span.start) for each in of or ()]
+                    for span, of in zip(part.spans, copies, strict=True)
+                }
+            )
+
     def size(self, part: int) -> int:
         return self.parts[part].size
+
+    def pieces(self, part: int) -> Sequence[slice]:
+        """The ranges of a flat page that are made one after the other: each module's parameters, where they can be."""
+        spans = self.parts[part].spans
+        if self.parts[part].copies is None:
+            return [slice(0, self.parts[part].size)]
+        groups = [list(group) for _, group in groupby(spans, key=lambda span: span.name.rpartition(".")[0])]
+        return [slice(group[0].start, group[-1].end) for group in groups]
 
     def spans(self, part: int, kind: str) -> Sequence[tuple[int, int]]:
         return [(span.start, span.end) for span in self.parts[part].spans if kind_of(span.name) == kind]
@@ -115,23 +150,23 @@ class Parts:
                 return span, self.stacked_in(span).index(module), len(self.stacked_in(span))
         raise ComposeError(f"{type(self.model).__name__} has no place for {name}")
 
-    def fill(self, part: int, flat: torch.Tensor, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        spans = self.parts[part].spans
-        self.load(spans, [flat[span.start : span.end].view(span.shape) for span in spans], tensors)
+    def fill(self, part: int, piece: slice, into: torch.Tensor, names: Iterable[str], read: Read) -> None:
+        """Puts what `read` gives of the part's tensors where vLLM would load it, within one of its `pieces`."""
+        copies, spans = self.parts[part].copies, self.parts[part].spans
+        if copies is None:
+            views = [into[span.start : span.end].view(span.shape) for span in spans]
+            self.load(spans, views, ((name, read(name, None)) for name in names))
+            return
+        here = [span for span in spans if piece.start <= span.start and span.end <= piece.stop]
+        moved = [each.moved(-piece.start) for span in here for each in copies[span.name]]
+        rehearsal.fill(into, moved, read)
 
     def load(
         self, spans: Sequence[Span], into: Sequence[torch.Tensor], tensors: Iterable[tuple[str, torch.Tensor]]
     ) -> None:
-        """Lets vLLM load `tensors`, by their Hugging Face names, into `into` in place of the spans' parameters."""
-        with self._loading:
-            before = [span.parameter.data for span in spans]
-            try:
-                for span, data in zip(spans, into, strict=True):
-                    span.parameter.data = data
-                loaded = self.model.load_weights(iter(tensors))
-            finally:
-                for span, data in zip(spans, before, strict=True):
-                    span.parameter.data = data
+        """Lets vLLM load `tensors`, by their Hugging Face names, into `into`, while the model computes."""
+        other = rehearsal.twin(self.model, {s.parameter: data for s, data in zip(spans, into, strict=True)})
+        loaded = other.load_weights(iter(tensors))
         missing = {span.name for span in spans} - set(loaded)
         if missing:
             raise ComposeError(f"vLLM loaded nothing into {', '.join(sorted(missing))} from the expert's checkpoint")

@@ -1,5 +1,6 @@
 """worker: vLLM's worker with compositions in place of LoRA adapters."""
 
+import os
 from types import MethodType
 from typing import Any
 
@@ -30,7 +31,13 @@ def load_compositions(runner: Any, model: nn.Module, vllm_config: VllmConfig, de
         rows = vllm_config.scheduler_config.max_num_batched_tokens
         pages = ArenaPages(model, family.depth, lora.max_loras + 1, rows, family.packings())
     runner.lora_manager = CompositionManager(
-        family, pages, lora.max_cpu_loras, lora.max_loras, settings["bank_memory"], settings["allow_recipes"]
+        family,
+        pages,
+        lora.max_cpu_loras,
+        lora.max_loras,
+        settings["bank_memory"],
+        settings["allow_recipes"],
+        runner.layerloom_cores,
     )
     know_slots(model, vllm_config.compilation_config.static_forward_context)
     return model
@@ -71,8 +78,11 @@ class Compositions:
     """Mixed into a worker of vLLM's: serves the compositions of `additional_config["layerloom"]["family"]`."""
 
     def init_device(self) -> None:
+        # Before vLLM binds this thread to one of them.
+        cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
         super().init_device()
         runner = self.model_runner
+        runner.layerloom_cores = cores
         runner.load_lora_model = MethodType(load_compositions, runner)
         if hasattr(runner, "_get_prompt_logprobs_dict"):
             runner._get_prompt_logprobs_dict = MethodType(prompt_logprobs, runner)
@@ -90,6 +100,12 @@ class Compositions:
         for name in ("compute_prompt_logprobs", "compute_prompt_token_id_logprobs"):
             if hasattr(of_prompts, name):
                 setattr(of_prompts, name, with_rows_of(self.model_runner.lora_manager, getattr(of_prompts, name)))
+
+    def shutdown(self) -> None:
+        manager = getattr(getattr(self, "model_runner", None), "lora_manager", None)
+        if manager is not None:
+            manager.stop()
+        super().shutdown()
 
 
 class CPUWorker(Compositions, VllmCPUWorker):

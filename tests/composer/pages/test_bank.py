@@ -2,8 +2,8 @@
 
 import gc
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -41,20 +41,39 @@ class Concatenated:
     def size(self, part):
         return self.layout(part)[1]
 
-    def fill(self, part, flat, named):
+    def learn(self, tensors):
+        self.learned = tensors
+
+    def pieces(self, part):
+        return [slice(start, end) for start, end in self.layout(part)[0].values()]
+
+    def fill(self, part, piece, into, names, read):
         places, _ = self.layout(part)
-        for name, tensor in named:
-            start, end = places[name]
-            flat[start:end] = tensor.view(-1)
+        for name in names:
+            if places[name] == (piece.start, piece.stop):
+                place = into.view(self.learned[name].shape)
+                place.copy_(read(name, place))
 
     def spans(self, part, kind):
         return [place for name, place in self.layout(part)[0].items() if kind_of(name) == kind]
 
-    def host(self, size, dtype):
-        return torch.empty(size, dtype=dtype)
+    def bytes(self, part):
+        return 0
 
-    def upload(self, part, host):
-        return SimpleNamespace(flat=host)
+    def reserve(self, part, codec):
+        return Page()
+
+    def spare(self, sizes):
+        return [None] * len(sizes)
+
+    def making(self):
+        return nullcontext()
+
+    def makes_in_place(self, dtype):
+        return False
+
+    def flat(self, spare, dtype, count):
+        return torch.empty(count, dtype=dtype)
 
     def delta_bytes(self, part, codec):
         return None
@@ -62,8 +81,9 @@ class Concatenated:
     def keeps_base(self, dtype):
         return False
 
-    def seal(self, part, room):
-        return Page({name: room.flat[start:end].clone() for name, (start, end) in self.layout(part)[0].items()})
+    def put(self, part, page, piece, made):
+        places = {(start, end): name for name, (start, end) in self.layout(part)[0].items()}
+        page[places[piece.start, piece.stop]] = made.clone()
 
     def base_page(self, part):
         return self.bases[part]
@@ -156,9 +176,8 @@ def test_pages_from_archives_hold_what_the_decoded_tensors_compose_to(coded):
 def test_codecs_take_a_flat_page_too(coded, family):
     codec, archives, _ = coded
     engine, layer = Concatenated(family), 3
-    ours, theirs = (torch.empty(engine.size(layer), dtype=torch.bfloat16) for _ in range(2))
-    for flat, source in ((ours, family.checkpoint("math")), (theirs, family.base)):
-        engine.fill(layer, flat, ((name, source.read(name)) for name in source.layer(layer)))
+    sources = family.checkpoint("math"), family.base
+    ours, theirs = (torch.cat([of.read(name).view(-1) for name in of.layer(layer)]) for of in sources)
     if codec.codec == "lowrank":
         assert not codec.suits(ours.shape)  # a page is no matrix: only a tensor has a rank
         return
@@ -226,12 +245,11 @@ def test_a_failure_leaves_nothing_behind(family, monkeypatch):
     engine = Concatenated(family)
     bank = Bank(family, engine)
 
-    def broken(part, flat):
+    def broken(part, page, piece, made):
         if part == 5:
             raise ComposeError("no room")
-        return Page()
 
-    monkeypatch.setattr(engine, "seal", broken)
+    monkeypatch.setattr(engine, "put", broken)
     with pytest.raises(ComposeError, match="no room"):
         bank.pages(family.plan("math"))
     gc.collect()
