@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from layerloom.composer import Bank
+from layerloom.composer import Bank, ComposeError
 from layerloom.composer.pages.bank import Reserved
 
 MOST_AHEAD = 8
@@ -23,7 +23,8 @@ NICE = 5
 class Job:
     """A composition to be made, for those who wait for it."""
 
-    reserved: Reserved
+    reserved: Reserved | None
+    """None when it could not be made: nothing is to keep its room."""
     waiting: set[str] = field(default_factory=set)
     done: bool = False
     error: Exception | None = None
@@ -45,7 +46,6 @@ class Maker:
         self._queue: deque[Job] = deque()
         self._change = threading.Lock()
         self._working = False
-        self._stopped = False
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -71,14 +71,14 @@ class Maker:
             self._queue.append(job)
             if not self._working:
                 self._working = True
-                threading.Thread(target=self._work, name="layerloom-maker", daemon=True).start()
+                threading.Thread(target=self._work, name="layerloom-maker").start()
         return job
 
     def take(self, digest: str) -> Reserved:
         """What is done. Raises what making it did."""
         job = self._jobs.pop(digest)
-        if job.error is not None:
-            raise job.error
+        if job.reserved is None:
+            raise job.error or ComposeError("it was not made")
         return job.reserved
 
     def forget(self, digest: str, holder: str) -> None:
@@ -89,10 +89,6 @@ class Maker:
             if not job.waiting:
                 del self._jobs[digest]
 
-    def stop(self) -> None:
-        """Makes nothing any more."""
-        self._stopped = True
-
     def _work(self) -> None:
         with suppress(OSError, AttributeError):  # not Linux, or not allowed
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
@@ -101,13 +97,19 @@ class Maker:
         torch._C.set_num_threads(self._threads)
         while job := self._next():
             try:
-                self._bank.make(job.reserved, lambda job=job: self._stopped or not job.waiting)
+                assert job.reserved is not None
+                self._bank.make(job.reserved, lambda job=job: not job.waiting or is_ending())
             except Exception as error:
-                job.error = error.with_traceback(None)
+                job.reserved, job.error = None, error.with_traceback(None)
             job.done = True
 
     def _next(self) -> Job | None:
         with self._change:
-            job = self._queue.popleft() if self._queue and not self._stopped else None
+            job = self._queue.popleft() if self._queue and not is_ending() else None
             self._working = job is not None
             return job
+
+
+def is_ending() -> bool:
+    """Whether the process waits for its threads to end, so that it can."""
+    return not threading.main_thread().is_alive()

@@ -120,7 +120,8 @@ class CompositionManager:
                 return READING, ""
             if not self._make_room(plan):
                 others = len(self._maker) + sum(bool(adapter.holders) for adapter in self._adapters.values())
-                if others:
+                # What nobody waits for any more has its room for a moment yet.
+                if others or self._maker.working:
                     return BUSY, f"{others} other compositions are in use and hold all the room that it needs"
                 raise ComposeError(
                     f"it needs {megabytes(self.bank.missing(plan))}, and the bank has {megabytes(self.pages.free)}: "
@@ -186,10 +187,6 @@ class CompositionManager:
         self._pinned.discard(adapter_id)
         del self._adapters[adapter_id]
         return True
-
-    def stop(self) -> None:
-        """Ends what is being made, so that the process can end."""
-        self._maker.stop()
 
     def remove_all_adapters(self) -> None:
         for adapter_id in list(self._adapters):

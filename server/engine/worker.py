@@ -101,12 +101,6 @@ class Compositions:
             if hasattr(of_prompts, name):
                 setattr(of_prompts, name, with_rows_of(self.model_runner.lora_manager, getattr(of_prompts, name)))
 
-    def shutdown(self) -> None:
-        manager = getattr(getattr(self, "model_runner", None), "lora_manager", None)
-        if manager is not None:
-            manager.stop()
-        super().shutdown()
-
 
 class CPUWorker(Compositions, VllmCPUWorker):
     """On a CPU."""

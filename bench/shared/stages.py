@@ -1,0 +1,88 @@
+"""stages: where the time goes while a composition is made, measured inside an engine of this process."""
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+STAGES = {
+    "read and hash": ("layerloom.composer.sources.tensorfile", "TensorFile.read"),
+    "decode": ("layerloom.composer.sources.archive", "Archive.read"),
+    "fill": ("layerloom.server.engine.parts", "Parts.fill"),
+    "compose": ("layerloom.composer.pages.bank", "compose"),
+    "pack": ("layerloom.server.engine.packed", "PackedPages.put"),
+}
+"""What is measured, each without what it calls of the others. `fill` is copying into the engine's layout."""
+
+
+class Clock:
+    """Seconds by stage: on the wall, and of all cores."""
+
+    def __init__(self) -> None:
+        self.wall: dict[str, float] = defaultdict(float)
+        self.cpu: dict[str, float] = defaultdict(float)
+        self._open = threading.local()
+
+    def timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*args: Any, **options: Any) -> Any:
+            within: list[list[float]] = self._open.__dict__.setdefault("stages", [])
+            within.append([0.0, 0.0])
+            start, used = time.perf_counter(), time.process_time()
+            try:
+                return function(*args, **options)
+            finally:
+                wall, cpu = time.perf_counter() - start, time.process_time() - used
+                others = within.pop()
+                self.wall[stage] += wall - others[0]
+                self.cpu[stage] += cpu - others[1]
+                if within:
+                    within[-1][0] += wall
+                    within[-1][1] += cpu
+
+        return wrapped
+
+
+@contextmanager
+def clocked() -> Iterator[Clock]:
+    """Measures the stages of everything that is made meanwhile."""
+    import importlib
+
+    clock, before = Clock(), []
+    for stage, (module, path) in STAGES.items():
+        *owners, name = path.split(".")
+        owner: Any = importlib.import_module(module)
+        for part in owners:
+            owner = getattr(owner, part)
+        before.append((owner, name, getattr(owner, name)))
+        setattr(owner, name, clock.timed(stage, getattr(owner, name)))
+    try:
+        yield clock
+    finally:
+        for owner, name, function in before:
+            setattr(owner, name, function)
+
+
+def profile(family: Path, names: list[str], pages: str, ready: Callable[[], None]) -> dict[str, tuple[float, Clock]]:
+    """For each composition, made one after the other: seconds from asking until it is there, and its stages.
+
+    `ready` is called before each. The engine is one of this process, so the process should do nothing else.
+    """
+    from layerloom.server import Runtime
+
+    prompt, found = [{"prompt_token_ids": list(range(3, 27))}], {}
+    options = {"kv_cache_memory_bytes": 1 << 28, "max_model_len": 512, "max_num_batched_tokens": 512}
+    with Runtime(family, pages=pages, enforce_eager=True, **options) as runtime:
+        runtime.generate("base", prompt, max_tokens=1)
+        for name in names:
+            ready()
+            with clocked() as clock:
+                start = time.perf_counter()
+                runtime.generate(name, prompt, max_tokens=1)
+                first = time.perf_counter() - start
+            start = time.perf_counter()
+            runtime.generate(name, prompt, max_tokens=1)
+            found[name] = first - (time.perf_counter() - start), clock
+    return found
