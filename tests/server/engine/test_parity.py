@@ -194,3 +194,27 @@ def test_compiled(tmp_path, capfd):
         print(f"\ncompiled: layerloom to stock {ours_apart:.2g}, stock eager to stock compiled {eager_apart:.2g}")
     assert ours_apart <= eager_apart
     assert distance(in_arena, theirs) < 0.05
+
+
+def test_pages_packed_by_as_many_threads_as_compute(tmp_path):
+    """oneDNN packs for a number of threads: those of the thread that makes pages are the engine's."""
+    shape = {"hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 8, "num_key_value_heads": 2}
+    path = make_family(tmp_path, "qwen2", depth=4, experts={"math": "task", "swahili": "language"}, **shape)
+    merged, names = merge(Family.load(path), "math+swahili", tmp_path / "merged"), ["math+swahili"] * 8
+    two = {"OMP_NUM_THREADS": "2"}
+    expected = in_child({"model": str(merged), "names": names, "options": {}}, **two)
+    found = in_child({"model": str(path), "names": names, "options": {}}, **two)
+    assert [answer.tokens for answer in found] == [answer.tokens for answer in expected]
+    assert distance(found, expected) < 0.01
+
+
+def test_a_model_whose_loading_cannot_be_learned(tmp_path, monkeypatch):
+    """One that computes with what it loads: vLLM's own code then fills each page."""
+    path = family_of(tmp_path, "qwen2")
+    jobs = NAMES, prompts()[: len(NAMES)], sampling()
+    learned = answers(run(path, jobs)[0])
+    monkeypatch.setattr(
+        "layerloom.server.engine.rehearsal.rehearse", lambda model, places, sources: dict.fromkeys(places)
+    )
+    for pages in ("packed", "arena"):
+        assert [a.tokens for a in answers(run(path, jobs, pages=pages)[0])] == [a.tokens for a in learned], pages
