@@ -80,17 +80,19 @@ class Bank:
         return not self._left(reserved)
 
     def make(self, reserved: Reserved, stopped: Callable[[], bool] = lambda: False) -> None:
-        """Makes the pages that are not, on any thread, but on one at a time; less of them when it is `stopped`.
+        """Makes the pages that are not, on any thread, but on one at a time; or not all, when it is `stopped`.
 
-        Raises ComposeError; what was made by then stays for as long as it is held.
+        Raises ComposeError; then none of them counts as made.
         """
-        # The stem first, as it takes most memory while it is made.
-        for key, page in reversed(self._left(reserved)):
-            with self.engine.making():
+        left = self._left(reserved)
+        with self.engine.making():
+            # The stem first, as it takes most memory while it is made.
+            for key, page in reversed(left):
                 for piece in self._pieces(key):
                     if stopped():
                         return
                     self._make(key, page, piece, reserved.spare)
+        for _, page in left:
             self._made.add(page)
 
     def _left(self, reserved: Reserved) -> list[tuple[Key, Any]]:

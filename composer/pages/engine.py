@@ -44,7 +44,7 @@ class Engine(Protocol):
         """Memory of so many bytes each, beside pages, for when pages are made. Raises NoRoom."""
 
     def making(self) -> AbstractContextManager[Any]:
-        """Around what a thread does to make a page; what it did is done when that ends."""
+        """Around what a thread does to make pages; what it asked for is done when that ends."""
 
     def makes_in_place(self, dtype: torch.dtype) -> bool:
         """Whether pages of that dtype are made where they stay."""

@@ -11,6 +11,7 @@ import torch
 
 from layerloom.composer import Bank, ComposeError
 from layerloom.composer.pages.bank import Reserved
+from layerloom.kernels.threads import be_alone
 
 MOST_AHEAD = 8
 """Compositions that may have their room before they are made; the next ones wait."""
@@ -33,14 +34,12 @@ class Job:
 class Maker:
     """Makes one composition after another, in the order they were asked for.
 
-    The thread lives as long as there is something to make: OpenMP's threads, which it has of its own for packing, make
-    those of the engine sleep sooner when they wait. It may use all `cores`; vLLM binds each of its own threads to one.
+    The thread lives as long as there is something to make. It may use all `cores`; vLLM binds each of its own to one.
     """
 
     def __init__(self, bank: Bank, cores: Iterable[int]) -> None:
         self._bank = bank
         self._cores = set(cores)
-        # oneDNN packs for so many threads, and may compute with what was packed for others only by chance.
         self._threads = torch.get_num_threads()
         self._jobs: dict[str, Job] = {}
         self._queue: deque[Job] = deque()
@@ -93,8 +92,7 @@ class Maker:
         with suppress(OSError, AttributeError):  # not Linux, or not allowed
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
             os.sched_setaffinity(0, self._cores)
-        # Not torch.set_num_threads, which vLLM has put out of use.
-        torch._C.set_num_threads(self._threads)
+        be_alone(self._threads)
         while job := self._next():
             try:
                 assert job.reserved is not None

@@ -5,8 +5,8 @@ are installed in the module itself, so that it is stock vLLM to the last instruc
 """
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakSet
@@ -23,10 +23,10 @@ from layerloom.composer.sources.codecs import Codec
 from layerloom.composer.sources.memory import memory
 from layerloom.kernels import Route, by_page, paged_rows
 
+from .packer import Linear, Packer, try_shape
 from .paged import NORMS, Norm, PagedLinearMethod, Slot, page_norm
 from .parts import Parts
 
-Linear = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
 ONE_PAGE = Route((0,), ())
 NOTHING = torch.empty(0)
 
@@ -139,7 +139,10 @@ class PackedLinearMethod(PagedLinearMethod):
     def process_weights_after_loading(self, layer: nn.Module) -> None:
         layer.layerloom_shape = layer.weight.shape
         bias = getattr(layer, "bias", None)
-        install(layer, seal(layer, layer.weight.data, None if bias is None else bias.data))
+        given = layer, layer.weight.data, None if bias is None else bias.data
+        handle = seal(*given)
+        try_shape(layer.weight.data, lambda: seal(*given).linear, handle.linear)
+        install(layer, handle)
 
 
 class PackedPages(Parts):
@@ -156,6 +159,7 @@ class PackedPages(Parts):
         self._slots: list[list[PackedSlot]] = [[] for _ in self.parts]
         self._base = [Page([]) for _ in self.parts]
         self._taken: WeakSet[Page] = WeakSet()
+        self._packer = Packer()
         self._memory = math.inf
         for index, part in enumerate(self.parts):
             for name, module in part.modules.items():
@@ -222,7 +226,7 @@ class PackedPages(Parts):
         return memory(count * dtype.itemsize).view(dtype)
 
     def making(self) -> AbstractContextManager[None]:
-        return nullcontext()
+        return self._packer.working()
 
     def put(self, part: int, page: Page, piece: slice, made: torch.Tensor) -> None:
         """Packs the matrices of a piece."""
@@ -231,11 +235,16 @@ class PackedPages(Parts):
             for span in self.parts[part].spans
             if piece.start <= span.start and span.end <= piece.stop
         }
-        for slot in self._slots[part]:
-            weight, bias = slot.module.weight, slot.module._parameters.get("bias")
-            if id(weight) in views:
+        slots = [slot for slot in self._slots[part] if id(slot.module.weight) in views]
+
+        def pack() -> None:
+            for slot in slots:
+                weight, bias = slot.module.weight, slot.module._parameters.get("bias")
                 parameters = [None if of is None else views[id(of)].to(of.dtype) for of in (weight, bias)]
                 page.handles[slot.index] = seal(slot.module, *parameters)
+
+        matrices = [slot.module.weight for slot in slots if views[id(slot.module.weight)].dim() == 2]
+        self._packer.do(pack, [(*views[id(weight)].shape, weight.dtype) for weight in matrices])
 
     def base_page(self, part: int) -> Page:
         return self._base[part]
