@@ -7,6 +7,7 @@ from weakref import WeakSet
 import torch
 
 from layerloom.composer.errors import ComposeError
+from layerloom.composer.sources.memory import memory
 
 UNIT = 256
 """Bytes. A page's id is its start in units, so pages of different sizes have ids of one kind."""
@@ -37,7 +38,9 @@ class Arena:
     """`size` bytes on a device. Regions are handed out first fit, and pushed together when they stand in the way."""
 
     def __init__(self, size: int, device: torch.device | str = "cpu") -> None:
-        self.memory = torch.empty(units(size) * UNIT, dtype=torch.uint8, device=device)
+        size = units(size) * UNIT
+        on_host = torch.device(device).type == "cpu"
+        self.memory = memory(size) if on_host else torch.empty(size, dtype=torch.uint8, device=device)
         self.generation = 0
         """Grows when regions have moved: ids that were read before are of no use."""
         self.still = False
