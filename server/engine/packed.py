@@ -26,6 +26,7 @@ from layerloom.kernels import Route, by_page, paged_rows
 from .packer import Linear, Packer, try_shape
 from .paged import NORMS, Norm, PagedLinearMethod, Slot, page_norm
 from .parts import Parts
+from .rows import PackedRows
 
 ONE_PAGE = Route((0,), ())
 NOTHING = torch.empty(0)
@@ -33,11 +34,12 @@ NOTHING = torch.empty(0)
 
 @dataclass(frozen=True, slots=True)
 class Handle:
-    """One module's weights in one page, in the form the module computes with."""
+    """One module's weights in one page, in the form the module computes with; `rows` are a packed table's."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None = None
     linear: Linear | None = None
+    rows: PackedRows | None = None
 
 
 class Page:
@@ -79,7 +81,8 @@ class PackedSlot(Slot):
 
     def embedding(self, ids: torch.Tensor) -> torch.Tensor:
         def run(page: int, rows: torch.Tensor) -> torch.Tensor:
-            return torch.nn.functional.embedding(rows, self.handle(page).weight)
+            handle = self.handle(page)
+            return torch.nn.functional.embedding(rows, handle.weight) if handle.rows is None else handle.rows.take(rows)
 
         return by_page(self.selection.route, run, ids)
 
@@ -105,7 +108,7 @@ def seal(module: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> 
     """One module's weights as it computes with them; keeps no reference to `weight` and `bias`.
 
     A matrix is packed as stock vLLM packs it after loading. A table is read row by row; one that is also the
-    output head (tied embeddings without a head of their own) is kept in both forms.
+    output head (tied embeddings) is packed, and its rows are read out of that, or else it is kept in both forms.
     """
     is_table = isinstance(module, VocabParallelEmbedding) and not isinstance(module, ParallelLMHead)
     if isinstance(module, NORMS) or (is_table and not module.layerloom_tied):
@@ -116,9 +119,10 @@ def seal(module: nn.Module, weight: torch.Tensor, bias: torch.Tensor | None) -> 
     dispatch_cpu_unquantized_gemm(stand_in, remove_weight=True)
     # What could not be packed is multiplied as it is.
     unpacked = stand_in.weight.numel() > 0
+    rows = PackedRows.of(stand_in.cpu_linear, weight) if is_table else None
     # An empty one in its place has the weight's dtype, which the next page is made in; older vLLMs leave float32.
-    kept = weight.clone() if is_table or unpacked else weight.new_empty(0)
-    return Handle(kept, None if stand_in.bias is None else stand_in.bias.data, stand_in.cpu_linear)
+    kept = weight.clone() if unpacked or (is_table and rows is None) else weight.new_empty(0)
+    return Handle(kept, None if stand_in.bias is None else stand_in.bias.data, stand_in.cpu_linear, rows)
 
 
 def install(module: nn.Module, handle: Handle) -> None:
@@ -174,6 +178,12 @@ class PackedPages(Parts):
         handles = self._base[part].handles
         slot = PackedSlot(name, module, len(handles), self._selections[part])
         bias = getattr(module, "bias", None)
+        if isinstance(module, ParallelLMHead) and bias is None:
+            for other in self._slots[part]:
+                if other.module.weight is module.weight:
+                    # A head that shares its table's weight computes with what the table was packed into.
+                    module.layerloom_head = other.module.layerloom_head
+                    return
         if isinstance(module, VocabParallelEmbedding):
             handles.append(seal(module, module.weight.data, None if bias is None else bias.data))
             module.layerloom_slot = slot

@@ -77,7 +77,8 @@ class Parts:
             # Some models (Gemma 2) build their table without the quantization config; its weight is still there.
             if type(table.quant_method) is UnquantizedEmbeddingMethod:
                 table.quant_method = PagedEmbeddingMethod()
-            table.layerloom_tied = not any(isinstance(other, ParallelLMHead) for other in self.tables)
+            heads = [other for other in self.tables if isinstance(other, ParallelLMHead)]
+            table.layerloom_tied = not heads or any(head.weight is table.weight for head in heads)
         refuse(model, language)
         layout = Layout(f"{name}." for name in language)
         found: list[dict[int, tuple[str, nn.Parameter, torch.Size]]] = [{} for _ in self.parts]
