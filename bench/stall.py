@@ -23,6 +23,9 @@ language's, 2 that are averaged with `math` and read from both, and a stem of 8.
 there already. `added` is what the engine's process has grown by for each, which shows that they were made; of 48
 languages 8 are on the disk (1.2 GB) and the others are names of the same files, which the server cannot know.
 Pages of 6 GB are made and kept.
+
+`clients late` is the most that the clients' own clock was late by: where that is no small part of a worst gap, they had
+no core, or the whole machine stood still, and the phase says nothing. Of few gaps the worst is p99.
 """
 
 import argparse
@@ -44,7 +47,7 @@ from shared.memory import memory_of
 from shared.report import Report
 from shared.served import EAGER, Served, layerloom, on_cores, served
 from shared.speeds import read_all
-from shared.streams import gaps, prompt, quantile, streams
+from shared.streams import gaps, lateness, prompt, quantile, streams
 from shared.synthetic import SHAPE
 
 SMALL = {"hidden_size": 128, "intermediate_size": 352, "num_attention_heads": 2, "num_key_value_heads": 1}
@@ -64,6 +67,8 @@ class Phase:
     first: list[float] = field(default_factory=list)
     beside: list[float] = field(default_factory=list)
     added: int = 0
+    late: float = 0.0
+    """The most seconds that the clients came too late to what was due."""
 
 
 class Trial:
@@ -85,7 +90,7 @@ class Trial:
         """Asks for `names`, so many at once, to their end or until `least` seconds have passed."""
         found, left, engine = Phase(name), iter(names), self.running.engine
         before = memory_of(engine)
-        async with streams(self.client, STREAMS) as answers:
+        async with streams(self.client, STREAMS) as answers, lateness() as late:
             start = time.perf_counter()
 
             async def one_client() -> None:
@@ -104,7 +109,7 @@ class Trial:
             beside.cancel()
             await asyncio.gather(beside, return_exceptions=True)
         found.gaps = gaps(answers, start, end)
-        found.asked = len(found.first)
+        found.asked, found.late = len(found.first), max(late)
         found.added = memory_of(engine).resident - before.resident
         worst = 1000 * max(found.gaps)
         print(f"  {name}: {end - start:.1f} s, worst gap {worst:.0f} ms", file=sys.stderr, flush=True)
@@ -157,12 +162,14 @@ def rows(pages: str, cores: int, phases: Sequence[Phase]) -> Iterator[tuple[str 
             p99[phase.name] / control if phase.name.startswith("new") else None,
             *(phase.asked, *times),
             phase.added / phase.asked / 1e6 if phase.asked else None,
+            1000 * phase.late,
         )
 
 
 COLUMNS = (
     *("pages", "cores", "phase", "gaps", "p50, ms", "p99, ms", "worst, ms", "p99 of quiet's", "p99 of control's"),
-    *("requests", "first token, ms", "worst, ms", "beside, ms", "worst, ms", "added, MB each"),
+    *("requests", "first token, ms", "worst first token", "beside, ms", "worst beside", "added, MB each"),
+    "clients late, ms",
 )
 
 

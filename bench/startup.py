@@ -6,37 +6,20 @@ The two start alternately, each alone, with the same options; eager unless --com
 """
 
 import argparse
-import os
-import signal
 import statistics
-import subprocess
-import sys
-import time
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
+from shared.served import layerloom, served, stock
 
-PORT = 8077
-OPTIONS = ["--port", str(PORT), "--kv-cache-memory-bytes", "1G"]
-ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+OPTIONS = ("--kv-cache-memory-bytes", "1G")
 
 
-def seconds_to_health(command: list[str]) -> float:
-    start = time.monotonic()
-    process = subprocess.Popen(
-        command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
-        while process.poll() is None:
-            try:
-                if httpx.get(f"http://127.0.0.1:{PORT}/health", timeout=2).status_code == 200:
-                    return time.monotonic() - start
-            except httpx.TransportError:
-                time.sleep(0.1)
-        raise SystemExit(f"{' '.join(command)} ended with status {process.returncode}")
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait()
+def seconds_to_health(command: Sequence[str]) -> float:
+    quiet = {"VLLM_LOGGING_LEVEL": "ERROR"}
+    with tempfile.TemporaryDirectory() as place, served(command, Path(place) / "log", quiet) as running:
+        return running.seconds
 
 
 def main() -> None:
@@ -45,20 +28,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--compiled", action="store_true")
     given = parser.parse_args()
-    options = OPTIONS if given.compiled else [*OPTIONS, "--enforce-eager"]
-    layerloom = [str(Path(sys.executable).with_name("layerloom")), "serve", str(given.family), *options]
-    server = [
-        sys.executable,
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--model",
-        str(given.family / "base"),
-        *options,
-    ]
+    options = OPTIONS if given.compiled else (*OPTIONS, "--enforce-eager")
     ours, theirs = [], []
     for _ in range(given.rounds):
-        theirs.append(seconds_to_health(server))
-        ours.append(seconds_to_health(layerloom))
+        theirs.append(seconds_to_health(stock(given.family / "base", *options)))
+        ours.append(seconds_to_health(layerloom(given.family, *options)))
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     print(f"stock {statistics.median(theirs):.1f} s, layerloom {statistics.median(ours):.1f} s, ", end="")
     print(f"ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f}), {given.rounds} rounds")

@@ -1,6 +1,7 @@
 """served: a server in processes of its own, on some of the machine's cores, and the time that it took to come up."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -62,6 +63,8 @@ def served(
     every = sorted(os.sched_getaffinity(0))
     if cores is not None and cores > len(every):
         raise RuntimeError(f"there are {len(every)} cores here, not {cores}")
+    # Else it would end this process, and no other.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     port = free_port()
     command = [*command, "--host", "127.0.0.1", "--port", str(port)]
     said = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}

@@ -53,6 +53,27 @@ async def streams(client: AsyncOpenAI, count: int, name: str = "base") -> AsyncI
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+@asynccontextmanager
+async def lateness() -> AsyncIterator[list[float]]:
+    """Yields a list of how many seconds late this process comes to what is due every 20 ms.
+
+    A machine that was stopped shows there, and a client that had no core to run on.
+    """
+    late: list[float] = [0.0]
+
+    async def watch() -> None:
+        while True:
+            due = time.perf_counter() + 0.02
+            await asyncio.sleep(0.02)
+            late.append(time.perf_counter() - due)
+
+    task = asyncio.create_task(watch())
+    try:
+        yield late
+    finally:
+        task.cancel()
+
+
 def gaps(answers: Iterable[Sequence[float]], start: float, end: float) -> list[float]:
     """Seconds between tokens of one answer, of those gaps that lie at least in part between `start` and `end`."""
     pairs = (pair for stamps in answers for pair in itertools.pairwise(stamps))
