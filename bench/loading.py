@@ -18,8 +18,8 @@ memory as may be needed has been used just before, see shared/fresh.py). All thi
 
 Disk: 3.1 GB for each model, and for each archive 27% (exact) or less of that; memory: about 20 GB with two languages.
 
-A profile by stages (read, decode, fill, pack or copy, compose) belongs into shared/stages.py, a function for each
-that returns its rows, and a table of its own in `main`.
+--stages measures instead where the time goes, inside an engine of this process (shared/stages.py): for the checkpoints,
+a whole expert and a new language. A stage's seconds are on the wall; packing goes on while the next matrix is read.
 """
 
 import argparse
@@ -43,6 +43,7 @@ from shared.on_paper import SPEEDS, new_language
 from shared.report import Report
 from shared.served import EAGER, Served, layerloom, on_cores, served, stock
 from shared.speeds import Speeds, read_all
+from shared.stages import profile
 
 SMALL = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4, "vocab_size": 8192}
 CODECS = ("exact", "int8", "int4", "sign", "lowrank")
@@ -216,6 +217,18 @@ def on_paper(report: Report, given: list[str]) -> None:
     )
 
 
+def stages(report: Report, family: Path, model: Model, pages: str) -> None:
+    def ready() -> None:
+        read_all(family.parent.glob("*/*.safetensors"))
+        fresh.warm(2 * model.bytes())
+
+    sizes = {"math": model.bytes(), "math+language-1": model.bytes(model.own)}
+    for name, (making, clock) in profile(family, list(sizes), pages, ready).items():
+        rows = [(stage, took, sizes[name] / 1e9 / took) for stage, took in clock.seconds.items()]
+        rows.append(("until it is there", making, sizes[name] / 1e9 / making))
+        report.table(f"Stages of {name}, {pages} pages", ("stage", "s", "GB/s"), rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sources", nargs="+", choices=("checkpoint", *CODECS), metavar="SOURCE")
@@ -230,6 +243,7 @@ def main() -> None:
     parser.add_argument("--place", type=Path, help="where the temporary directory is made")
     parser.add_argument("--warm-memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--csv", type=Path)
+    parser.add_argument("--stages", action="store_true", help="where the time goes, and nothing else")
     parser.add_argument("--paper", action="store_true", help="no measuring: an 8B model's bytes and seconds on a GPU")
     parser.add_argument(
         "--speeds", nargs="+", default=[], metavar="NAME=GB/s", help=f"for --paper: {', '.join(SPEEDS)}"
@@ -258,6 +272,9 @@ def main() -> None:
         print(f"written in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
         speeds = Speeds()
         machine(report, speeds, max(checkpoints(root, ["base"]), key=lambda file: file.stat().st_size), rates)
+        if args.stages:
+            stages(report, family, model, args.pages)
+            return
         rows: dict[tuple[str, str], list[Made]] = {}
         starts = {}
         read_all(checkpoints(root, ["base"]))

@@ -13,34 +13,30 @@ STAGES = {
     "decode": ("layerloom.composer.sources.archive", "Archive.read"),
     "fill": ("layerloom.server.engine.parts", "Parts.fill"),
     "compose": ("layerloom.composer.pages.bank", "compose"),
-    "pack": ("layerloom.server.engine.packed", "PackedPages.put"),
+    "pack": ("layerloom.server.engine.packed", "seal"),
 }
 """What is measured, each without what it calls of the others. `fill` is copying into the engine's layout."""
 
 
 class Clock:
-    """Seconds by stage: on the wall, and of all cores."""
+    """Seconds by stage."""
 
     def __init__(self) -> None:
-        self.wall: dict[str, float] = defaultdict(float)
-        self.cpu: dict[str, float] = defaultdict(float)
+        self.seconds: dict[str, float] = defaultdict(float)
         self._open = threading.local()
 
     def timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*args: Any, **options: Any) -> Any:
-            within: list[list[float]] = self._open.__dict__.setdefault("stages", [])
-            within.append([0.0, 0.0])
-            start, used = time.perf_counter(), time.process_time()
+            within: list[float] = self._open.__dict__.setdefault("stages", [])
+            within.append(0.0)
+            start = time.perf_counter()
             try:
                 return function(*args, **options)
             finally:
-                wall, cpu = time.perf_counter() - start, time.process_time() - used
-                others = within.pop()
-                self.wall[stage] += wall - others[0]
-                self.cpu[stage] += cpu - others[1]
+                took = time.perf_counter() - start
+                self.seconds[stage] += took - within.pop()
                 if within:
-                    within[-1][0] += wall
-                    within[-1][1] += cpu
+                    within[-1] += took
 
         return wrapped
 
