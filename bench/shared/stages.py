@@ -1,5 +1,6 @@
 """stages: where the time goes while a composition is made, measured inside an engine of this process."""
 
+import importlib
 import threading
 import time
 from collections import defaultdict
@@ -44,8 +45,6 @@ class Clock:
 @contextmanager
 def clocked() -> Iterator[Clock]:
     """Measures the stages of everything that is made meanwhile."""
-    import importlib
-
     clock, before = Clock(), []
     for stage, (module, path) in STAGES.items():
         *owners, name = path.split(".")

@@ -73,18 +73,18 @@ class Bank:
             if page is None:
                 page = self._pages[key] = self.engine.reserve(part, codec)
             pages.append(page)
-        missing = [key for key in self.own(plan) if self._pages[key] not in self._made]
-        return Reserved(plan, tuple(pages), self.engine.spare(self._beside(missing)))
+        left = self._left(plan, pages)
+        return Reserved(plan, tuple(pages), self.engine.spare(self._beside(key for key, _ in left)))
 
     def is_made(self, reserved: Reserved) -> bool:
-        return not self._left(reserved)
+        return not self._left(reserved.plan, reserved.pages)
 
     def make(self, reserved: Reserved, stopped: Callable[[], bool] = lambda: False) -> None:
         """Makes the pages that are not, on any thread, but on one at a time; or not all, when it is `stopped`.
 
         Raises ComposeError; then none of them counts as made.
         """
-        left = self._left(reserved)
+        left = self._left(reserved.plan, reserved.pages)
         with self.engine.making():
             # The stem first, as it takes most memory while it is made.
             for key, page in reversed(left):
@@ -95,8 +95,9 @@ class Bank:
         for _, page in left:
             self._made.add(page)
 
-    def _left(self, reserved: Reserved) -> list[tuple[Key, Any]]:
-        keys = zip(self.keys(reserved.plan), reserved.pages, strict=True)
+    def _left(self, plan: Plan, pages: Sequence[Any]) -> list[tuple[Key, Any]]:
+        """What is not made of the pages of a plan."""
+        keys = zip(self.keys(plan), pages, strict=True)
         return [(key, page) for key, page in keys if key[1].uniform != () and page not in self._made]
 
     def keys(self, plan: Plan) -> list[Key]:
@@ -165,7 +166,7 @@ class Bank:
             if packing is None:
                 # In place: a span is written once, and only what is read for it is overwritten.
                 into = flats[source] = more() if flats else out
-                self.engine.fill(part, piece, into, self._names(part, source), self._reading(source, dtype))
+                self.engine.fill(part, piece, into, self._names(part, source), self._reading(source))
             else:
                 host = self._read_deltas(part, source, packing)
                 deltas[source] = self.engine.deltas(part, packing, next(free), host)
@@ -191,7 +192,7 @@ class Bank:
             if piece.start <= start and end <= piece.stop:
                 yield slice(start - piece.start, end - piece.start)
 
-    def _reading(self, source: str, dtype: torch.dtype) -> Read:
+    def _reading(self, source: str) -> Read:
         checkpoint = self.family.checkpoint(source)
 
         def read(name: str, out: torch.Tensor | None) -> torch.Tensor:

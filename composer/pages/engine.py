@@ -13,7 +13,7 @@ Part = int
 """A decoder layer by its index; the stem is the part whose index is the number of layers."""
 
 Read = Callable[[str, torch.Tensor | None], torch.Tensor]
-"""A tensor of a source by its name; in the second argument, where that is one like it."""
+"""A tensor of a source by its name; in the second argument, which is of its shape, if that is of its dtype too."""
 
 
 class Engine(Protocol):
@@ -25,11 +25,11 @@ class Engine(Protocol):
     def learn(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Sees the base's tensors, with dtypes and shapes and on the device "meta", before it is asked the rest."""
 
-    def size(self, part: Part) -> int:
-        """How many numbers the part's parameters are (this rank's shard): the length of its flat page."""
-
     def spans(self, part: Part, kind: str) -> Sequence[tuple[int, int]]:
-        """The [start, end) ranges of a flat page that hold that part's parameters of one kind (see plan.KINDS)."""
+        """The [start, end) ranges of a flat page that hold that part's parameters of one kind (see plan.KINDS).
+
+        A flat page is all of a part's parameters (this rank's shard) in a row.
+        """
 
     def pieces(self, part: Part) -> Sequence[slice]:
         """The ranges of a flat page that are made one after the other, and hold all its parameters."""

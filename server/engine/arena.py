@@ -7,7 +7,6 @@ CPU the same code runs with torch's twins of the kernels; packed.py is faster th
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -19,13 +18,14 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 
 from layerloom.composer import ComposeError
 from layerloom.composer.pages.arena import Arena, Region
+from layerloom.composer.pages.engine import Read
 from layerloom.composer.sources.codecs import Codec, Parts
 from layerloom.kernels import delta_linear, paged_embedding, paged_linear, paged_rms_norm
 from layerloom.kernels.delta import Delta, Dense
 
 from .batch import AnyPage, ArenaPage, Batch, DeltaPage
 from .paged import NORMS, Norm, Slot, page_norm
-from .parts import ALIGNMENT, Read, aligned
+from .parts import ALIGNMENT, aligned
 from .parts import Parts as ModelParts
 
 Place = tuple[torch.dtype, int, tuple[int, ...]]
@@ -41,7 +41,6 @@ class ArenaSlot(Slot):
         self.part = part
         self.weight = weight
         self.bias: torch.Tensor | None = None
-        self.stock: nn.Module | None = None
         self.tiles = batch.tiles(part)
         self.rows = batch.rows(part)
         self.deltas: dict[Codec, Delta] = {}
@@ -66,8 +65,8 @@ class ArenaSlot(Slot):
     def norm(self, stock: Norm, x: torch.Tensor, residual: torch.Tensor | None) -> Any:
         page = self.batch.single[self.part]
         if page is not None:
-            self.stock.weight.data = self.weight[page.id]
-            return self.stock(x) if residual is None else self.stock(x, residual)
+            self.module.weight.data = self.weight[page.id]
+            return stock(x) if residual is None else stock(x, residual)
         plus_one = isinstance(self.module, GemmaRMSNorm)
         y, z = paged_rms_norm(x, self.weight, self.rows, self.module.variance_epsilon, residual, plus_one)
         return y if residual is None else (y, z)
@@ -127,10 +126,7 @@ class ArenaPages(ModelParts):
             return made
 
         if isinstance(module, NORMS):
-            made = slot(self._tokens, part)
-            # The module's own weight is for loading, which may go on while a step runs.
-            made.stock = deepcopy(module)
-            page_norm(module, made)
+            page_norm(module, slot(self._tokens, part))
             return
         module.layerloom_slot = slot(self._tokens, part)
         for codec in self.codecs if part < self.depth else ():
@@ -178,13 +174,15 @@ class ArenaPages(ModelParts):
 
     @contextmanager
     def making(self) -> Iterator[None]:
-        """On a GPU on a stream of its own, past the steps that run."""
+        """On a GPU on a stream of its own, past the steps that run; what fails writes nowhere any more, either."""
         if self.device.type != "cuda":
             yield
             return
         with torch.cuda.device(self.device), torch.cuda.stream(self._copies):
-            yield
-            self._copies.synchronize()
+            try:
+                yield
+            finally:
+                self._copies.synchronize()
 
     def makes_in_place(self, dtype: torch.dtype) -> bool:
         return dtype == self.dtype
@@ -193,12 +191,13 @@ class ArenaPages(ModelParts):
         return page.flat
 
     def fill(self, part: int, piece: slice, into: torch.Tensor, names: Iterable[str], read: Read) -> None:
-        if into.device.type == "cpu":
-            super().fill(part, piece, into, names, read)
-            return
-        host = torch.empty(into.shape, dtype=into.dtype, pin_memory=True)
+        host = into if into.device.type == "cpu" else self._host(len(into), into.dtype)
         super().fill(part, piece, host, names, read)
-        into.copy_(host, non_blocking=True)
+        if host is not into:
+            into.copy_(host, non_blocking=True)
+
+    def _host(self, size: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(size, dtype=dtype, pin_memory=self.device.type == "cuda")
 
     def put(self, part: int, page: ArenaPage, piece: slice, made: torch.Tensor) -> None:
         if made.dtype != self.dtype:
@@ -227,8 +226,7 @@ class ArenaPages(ModelParts):
     def fill_deltas(
         self, part: int, codec: Codec, vectors: Iterable[tuple[str, torch.Tensor]], matrices: Mapping[str, Parts]
     ) -> torch.Tensor:
-        size, pinned = self.delta_bytes(part, codec) or 0, self.device.type == "cuda"
-        host = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+        host = self._host(self.delta_bytes(part, codec) or 0, torch.uint8)
         spans = [span for span in self.parts[part].spans if len(span.shape) < 2]
         flat = host[: max((span.end for span in spans), default=0) * self.dtype.itemsize].view(self.dtype)
         self.load(spans, [flat[span.start : span.end].view(span.shape) for span in spans], vectors)

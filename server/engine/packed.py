@@ -242,8 +242,7 @@ class PackedPages(Parts):
         """Packs the matrices of a piece."""
         views = {
             id(span.parameter): made[span.start - piece.start : span.end - piece.start].view(span.shape)
-            for span in self.parts[part].spans
-            if piece.start <= span.start and span.end <= piece.stop
+            for span in self.within(part, piece)
         }
         slots = [slot for slot in self._slots[part] if id(slot.module.weight) in views]
 

@@ -27,7 +27,7 @@ def try_shape(weight: torch.Tensor, pack: Callable[[], Linear], linear: Linear) 
     nonsense if it did not. So each shape is tried at start, and is packed by all threads if it is not alike.
     """
     kind = torch.get_num_threads(), shape_of(weight)
-    if kind in _alike or weight.nbytes > LARGEST:
+    if kind[0] == 1 or kind in _alike or weight.nbytes > LARGEST:
         return
     with ThreadPoolExecutor(1, initializer=be_alone) as pool:
         other = pool.submit(pack).result()
@@ -46,6 +46,8 @@ class Packer:
     @contextmanager
     def working(self) -> Iterator[None]:
         """Around what is to be packed: at the end it is."""
+        # What the last one to pack left behind, if it was cut short, is not for this one.
+        self._last = None
         with ThreadPoolExecutor(1, "layerloom-packer") as self._pool:
             yield
             self._wait()

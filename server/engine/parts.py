@@ -1,6 +1,6 @@
 """parts: the decoder layers and the stem of a loaded vLLM model, and the flat pages their parameters make."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -16,6 +16,7 @@ from vllm.model_executor.models.interfaces import supports_multimodal
 
 from layerloom.composer.errors import ComposeError
 from layerloom.composer.family.plan import kind_of
+from layerloom.composer.pages.engine import Read
 from layerloom.composer.sources.layout import Layout
 
 from . import rehearsal
@@ -23,10 +24,6 @@ from .paged import NORMS, PagedEmbeddingMethod, PagedLinearMethod
 
 ALIGNMENT = 128
 """Every parameter starts at a multiple of this many numbers, so that kernels read it in whole lines."""
-
-
-Read = Callable[[str, torch.Tensor | None], torch.Tensor]
-"""The tensor of a name; in the second, which is of its shape, if that is of its dtype too."""
 
 
 @dataclass
@@ -109,15 +106,8 @@ class Parts:
         places = {span.name: (span.parameter, span.shape) for span in spans}
         found = rehearsal.rehearse(self.model, places, tensors)
         for part in self.parts:
-            copies = [found[span.name] for span in part.spans]
-            part.copies = (
-                None
-                if None in copies
-                else {
-                    span.name: [each.moved(span.start) for each in of or ()]
-                    for span, of in zip(part.spans, copies, strict=True)
-                }
-            )
+            if all(found[span.name] is not None for span in part.spans):
+                part.copies = {span.name: [each.moved(span.start) for each in found[span.name]] for span in part.spans}
 
     def size(self, part: int) -> int:
         return self.parts[part].size
@@ -151,6 +141,10 @@ class Parts:
                 return span, self.stacked_in(span).index(module), len(self.stacked_in(span))
         raise ComposeError(f"{type(self.model).__name__} has no place for {name}")
 
+    def within(self, part: int, piece: slice) -> Sequence[Span]:
+        """The parameters in one of a part's `pieces`."""
+        return [span for span in self.parts[part].spans if piece.start <= span.start and span.end <= piece.stop]
+
     def fill(self, part: int, piece: slice, into: torch.Tensor, names: Iterable[str], read: Read) -> None:
         """Puts what `read` gives of the part's tensors where vLLM would load it, within one of its `pieces`."""
         copies, spans = self.parts[part].copies, self.parts[part].spans
@@ -158,8 +152,7 @@ class Parts:
             views = [into[span.start : span.end].view(span.shape) for span in spans]
             self.load(spans, views, ((name, read(name, None)) for name in names))
             return
-        here = [span for span in spans if piece.start <= span.start and span.end <= piece.stop]
-        moved = [each.moved(-piece.start) for span in here for each in copies[span.name]]
+        moved = [each.moved(-piece.start) for span in self.within(part, piece) for each in copies[span.name]]
         rehearsal.fill(into, moved, read)
 
     def load(

@@ -38,9 +38,6 @@ class Concatenated:
             start += size
         return places, start
 
-    def size(self, part):
-        return self.layout(part)[1]
-
     def learn(self, tensors):
         self.learned = tensors
 
