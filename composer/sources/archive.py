@@ -106,13 +106,13 @@ class Archive:
 
     def read(self, name: str, out: torch.Tensor | None = None) -> torch.Tensor:
         """A tensor on the CPU, of the base's dtype and shape: in `out`, which is such a one, or in its own memory."""
-        base, stored = self.base.read(name, out), self.manifest.tensors.get(name)
+        stored = self.manifest.tensors.get(name)
+        under = self.base.read(name, out)
         if stored is None:
-            return base
+            return under
         parts = self.file.parts(name)
         with placing(f"{self.path}: {name}"):
-            decoded = stored.codec.decode(parts, base)
-        return decoded if out is None else out.copy_(decoded)
+            return stored.codec.decode(parts, under, under)
 
     def packing(self, names: Sequence[str]) -> Codec | None:
         """The one packed codec (see `Codec.packed`) of all the matrices of `names` that differ from the base's."""

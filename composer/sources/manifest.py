@@ -2,14 +2,14 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from layerloom.composer.errors import ComposeError, quoted
 from layerloom.composer.strict import Strict
 
-from .codecs import AnyCodec
+from .codecs import AnyCodec, Exact, Frames
 
-VERSION: Literal[1] = 1
+VERSIONS = (1, 2)
 METADATA = "layerloom"
 """The key of `__metadata__` that makes a safetensors file an archive."""
 
@@ -41,11 +41,19 @@ class Stored(Strict):
 class Manifest(Strict):
     """All about an archive. Tensors that are not listed are the base's."""
 
-    version: Literal[1]
+    version: Literal[1, 2]
     tool: str
     expert: str
     base: Base
     tensors: dict[Name, Stored]
+
+    @model_validator(mode="after")
+    def _of_its_version(self) -> "Manifest":
+        for name, stored in self.tensors.items():
+            exact = isinstance(stored.codec, Exact | Frames)
+            if exact and stored.codec.version != self.version:
+                raise ValueError(f"{name}: {stored.codec.codec} of version {stored.codec.version}")
+        return self
 
 
 class _Version(BaseModel):
@@ -56,8 +64,8 @@ def read_manifest(text: str) -> Manifest:
     """Checked in full. Raises ComposeError with the first thing that is wrong."""
     try:
         version = _Version.model_validate_json(text).version
-        if version != VERSION:
-            raise ComposeError(f"is of format version {quoted(version)[1:-1]}, and this layerloom reads {VERSION}")
+        if version not in VERSIONS:
+            raise ComposeError(f"is of format version {quoted(version)[1:-1]}, and this layerloom reads 1 and 2")
         return Manifest.model_validate_json(text)
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]

@@ -12,7 +12,7 @@ from layerloom.composer.family.fit import base_problems, expert_problems, warn_o
 from layerloom.composer.sources.archive import SAID, VOICE
 from layerloom.composer.sources.checkpoint import Checkpoint
 from layerloom.composer.sources.codecs import Codec, Exact, Parts, change, error, same, smallest
-from layerloom.composer.sources.manifest import METADATA, VERSION, Base, Manifest, Stored
+from layerloom.composer.sources.manifest import METADATA, Base, Manifest, Stored
 from layerloom.composer.sources.respelled import respelled
 from layerloom.composer.sources.stream import Digest, in_order, remember
 from layerloom.composer.sources.voice import Voice, difference
@@ -73,7 +73,7 @@ def extract(
             del e, b  # before the next two are read
         remember(theirs, digest.hexdigest())
         manifest = Manifest(
-            version=VERSION,
+            version=max((stored.codec.version for stored in tensors.values()), default=1),  # type: ignore[arg-type]
             tool=f"layerloom {tool_version()}",
             expert=ours.path.name,
             base=Base(name=theirs.path.name, digest=digest.hexdigest(), depth=theirs.depth),

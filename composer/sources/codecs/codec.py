@@ -34,6 +34,8 @@ class Codec(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     codec: str
+    version: ClassVar[int] = 1
+    """Of the format: the first that has it."""
     lossless: ClassVar[bool] = False
     packed: ClassVar[bool] = False
     """Whether a kernel can multiply with the parts as they are (kernels.delta_linear): Ê ≈ B + Δ̂, and `delta` is Δ̂."""
@@ -51,8 +53,8 @@ class Codec(BaseModel, ABC):
         """The dtype and shape each part of a tensor of this shape and dtype must have."""
 
     @abstractmethod
-    def _decode(self, parts: Parts, base: torch.Tensor) -> torch.Tensor:
-        """As `decode`, of parts that have the right shapes."""
+    def _decode(self, parts: Parts, base: torch.Tensor, out: torch.Tensor) -> None:
+        """Ê in `out`, which is contiguous and may be `base`, of parts that have the right shapes."""
 
     def delta(self, parts: Parts, k: int) -> Delta:
         """The parts as kernels read them, where the codec is `packed`; pages of parts give pages of deltas."""
@@ -77,8 +79,11 @@ class Codec(BaseModel, ABC):
         parts = self.shapes(shape, dtype).values()
         return sum(part.itemsize * math.prod(size) for part, size in parts) / max(1, math.prod(shape))
 
-    def decode(self, parts: Parts, base: torch.Tensor) -> torch.Tensor:
-        """Ê, a new tensor of the base's shape and dtype. Raises ComposeError when the parts cannot be of such a one."""
+    def decode(self, parts: Parts, base: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Ê, of the base's shape and dtype: in `out`, which is contiguous and may be `base`, or in a new tensor.
+
+        Raises ComposeError when the parts cannot be of such a one.
+        """
         wanted = self.shapes(base.shape, base.dtype)
         if parts.keys() != wanted.keys():
             raise ComposeError(f"{self.codec}: has the parts {sorted(parts)}, and needs {sorted(wanted)}")
@@ -89,7 +94,9 @@ class Codec(BaseModel, ABC):
                 raise ComposeError(f"{self.codec}: {name} is {found}, and must be {shape} {dtype}")
             if part.is_floating_point() and not bool(part.isfinite().all()):
                 raise ComposeError(f"{self.codec}: {name} has numbers that are not finite")
-        return self._decode(parts, base)
+        out = fresh(base) if out is None else out
+        self._decode(parts, base, out)
+        return out
 
 
 def fresh(base: torch.Tensor) -> torch.Tensor:

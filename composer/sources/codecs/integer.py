@@ -10,7 +10,7 @@ from layerloom.kernels import compose
 from layerloom.kernels.delta import Packed
 from layerloom.kernels.planar import pack, word_count
 
-from .codec import Codec, Parts, finite_delta, fresh, row_chunks, row_count, rows_of
+from .codec import Codec, Parts, finite_delta, row_chunks, row_count, rows_of
 
 
 class Integer(Codec):
@@ -54,8 +54,8 @@ class Integer(Codec):
         codes = (grouped / divisor).round().clamp(-most, most).to(torch.int32) + (most + 1)
         return pack(codes.view(rows, -1)[:, :k], self.bits), scales
 
-    def _decode(self, parts: Parts, base: torch.Tensor) -> torch.Tensor:
-        return compose(fresh(base), base, [[self.delta(parts, row_count(base.shape)[1])]], [1.0])
+    def _decode(self, parts: Parts, base: torch.Tensor, out: torch.Tensor) -> None:
+        compose(out, base, [[self.delta(parts, row_count(base.shape)[1])]], [1.0])
 
     def delta(self, parts: Parts, k: int) -> Packed:
         return Packed(parts["words"], parts["scales"], k, self.bits, self.group)

@@ -62,8 +62,8 @@ class Lowrank(Codec):
         parts = {"lora_A": root[:, None] * vt[:rank], "lora_B": u[:, :rank] * root}
         return self, {name: part.to(dtype).contiguous() for name, part in parts.items()}
 
-    def _decode(self, parts: Parts, base: torch.Tensor) -> torch.Tensor:
-        return plus_product(base, parts["lora_B"], parts["lora_A"])
+    def _decode(self, parts: Parts, base: torch.Tensor, out: torch.Tensor) -> None:
+        plus_product(base, parts["lora_B"], parts["lora_A"], out=out)
 
 
 def decompose(delta: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -78,6 +78,8 @@ def decompose(delta: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tenso
     return u, s, v.T
 
 
-def plus_product(base: torch.Tensor, b: torch.Tensor, a: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+def plus_product(
+    base: torch.Tensor, b: torch.Tensor, a: torch.Tensor, scale: float = 1.0, out: torch.Tensor | None = None
+) -> torch.Tensor:
     """round(base + scale·(b @ a)): base [N, K], b [N, r], a [r, K]; the product and the sum are fp32."""
-    return compose(fresh(base), base, [[Factors(a.float(), b, scale)]], [1.0])
+    return compose(fresh(base) if out is None else out, base, [[Factors(a.float(), b, scale)]], [1.0])

@@ -9,7 +9,7 @@ from layerloom.kernels import compose
 from layerloom.kernels.delta import Signs
 from layerloom.kernels.planar import pack, word_count
 
-from .codec import Codec, Parts, finite_delta, fresh, row_chunks, row_count, rows_of
+from .codec import Codec, Parts, finite_delta, row_chunks, row_count, rows_of
 
 
 class Sign(Codec):
@@ -39,8 +39,8 @@ class Sign(Codec):
             parts["scales"][chunk] = delta.double().abs().mean(-1).float()
         return self, parts
 
-    def _decode(self, parts: Parts, base: torch.Tensor) -> torch.Tensor:
-        return compose(fresh(base), base, [[self.delta(parts, row_count(base.shape)[1])]], [1.0])
+    def _decode(self, parts: Parts, base: torch.Tensor, out: torch.Tensor) -> None:
+        compose(out, base, [[self.delta(parts, row_count(base.shape)[1])]], [1.0])
 
     def delta(self, parts: Parts, k: int) -> Signs:
         return Signs(parts["words"], parts["scales"], k)

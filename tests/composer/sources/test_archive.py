@@ -155,7 +155,8 @@ def at(*keys, value):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (at("version", value=2), "is of format version 2, and this layerloom reads 1"),
+        (at("version", value=3), "is of format version 3, and this layerloom reads 1 and 2"),
+        (at("version", value=1), "exact of version 2"),
         (at("version", value="1"), "version"),
         (at("more", value=1), "more: "),
         (at("base", "digest", value="x"), r"base\.digest: "),

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from layerloom.composer import ComposeError, extract, inspect
-from layerloom.composer.sources.codecs import Int4, Int8, Lowrank, Sign
+from layerloom.composer.sources.codecs import Exact, Int4, Int8, Lowrank, Sign
 
 # A fuzzed file is refused or read; it does not crash, hang, take memory without end, or raise anything else.
 fuzzed = settings(
@@ -75,7 +75,7 @@ def test_fuzz(path, made, base, header, data):
 def of_codecs(tmp_path_factory, pristine):
     """An archive of `math` under each lossy codec; what they leave is exact."""
     root = tmp_path_factory.mktemp("codecs")
-    for codec in (Int8(), Int4(), Sign(), Lowrank(rank=2)):
+    for codec in (Int8(), Int4(), Sign(), Lowrank(rank=2), Exact()):
         extract(pristine / "base", pristine / "math", root / f"{codec.codec}.safetensors", codec)
     return sorted(root.iterdir())
 

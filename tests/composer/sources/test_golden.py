@@ -8,10 +8,10 @@ import torch
 from tiny import write_checkpoint
 
 from layerloom.composer import Archive, Checkpoint, extract
-from layerloom.composer.sources.codecs import Int4, Int8, Sign
+from layerloom.composer.sources.codecs import Exact, Int4, Int8, Sign
 
 GOLDEN = Path(__file__).parent / "golden"
-CODECS = {"int4": Int4(), "int8": Int8(group=32), "sign": Sign()}
+CODECS = {"exact": Exact(), "int4": Int4(), "int8": Int8(group=32), "sign": Sign()}
 WEIGHT, NORM = "model.layers.0.mlp.up_proj.weight", "model.layers.0.input_layernorm.weight"
 
 
@@ -29,25 +29,47 @@ def write_pair(root: Path) -> None:
         write_checkpoint(root / name, same, {"num_hidden_layers": 1, "model_type": "llama"})
 
 
-@pytest.mark.parametrize("codec", CODECS)
-def test_golden_bytes(tmp_path, codec, monkeypatch):
-    write_pair(tmp_path)
-    golden = GOLDEN / f"{codec}.safetensors"
-    monkeypatch.setattr(sys.modules[extract.__module__], "tool_version", lambda: "test")
-    extract(tmp_path / "base", tmp_path / "expert", tmp_path / "made.safetensors", CODECS[codec])
-    assert (tmp_path / "made.safetensors").read_bytes() == golden.read_bytes()
-
-    base, expert = Checkpoint(tmp_path / "base"), Checkpoint(tmp_path / "expert")
+def read_golden(golden: Path, root: Path) -> None:
+    base, expert = Checkpoint(root / "base"), Checkpoint(root / "expert")
     archive = Archive(golden, base)
     assert archive.manifest.tensors.keys() == {WEIGHT, NORM}
     assert torch.equal(archive.read(NORM), expert.read(NORM))
-    if codec == "int4":
+    if golden.stem in ("int4", "exact"):
         # Every difference is a multiple of 1/8, and 7/8 the largest of each row.
         assert torch.equal(archive.read(WEIGHT), expert.read(WEIGHT))
 
 
+@pytest.mark.parametrize("codec", CODECS)
+def test_golden_bytes(tmp_path, codec, monkeypatch):
+    write_pair(tmp_path)
+    golden = GOLDEN / "2" / f"{codec}.safetensors"
+    monkeypatch.setattr(sys.modules[extract.__module__], "tool_version", lambda: "test")
+    extract(tmp_path / "base", tmp_path / "expert", tmp_path / "made.safetensors", CODECS[codec])
+    assert (tmp_path / "made.safetensors").read_bytes() == golden.read_bytes()
+    read_golden(golden, tmp_path)
+
+
+@pytest.mark.parametrize("golden", sorted((GOLDEN / "1").iterdir()), ids=lambda file: file.stem)
+def test_version_1_is_read(tmp_path, golden):
+    write_pair(tmp_path)
+    read_golden(golden, tmp_path)
+    archive = Archive(golden, Checkpoint(tmp_path / "base"))
+    assert archive.manifest.version == 1
+    # The integers of both versions are the same bytes.
+    second = Archive(GOLDEN / "2" / golden.name, archive.base)
+    assert torch.equal(second.read(WEIGHT), archive.read(WEIGHT))
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_version_2_where_it_is_needed(tmp_path, everything):
+    write_pair(tmp_path)
+    out = tmp_path / "a.safetensors"
+    manifest = extract(tmp_path / "base", tmp_path / "expert", out, Int8(), everything=everything)
+    assert manifest.version == (1 if everything else 2)
+
+
 def test_the_words_of_the_specification():
-    archive = GOLDEN / "int4.safetensors"
+    archive = GOLDEN / "2" / "int4.safetensors"
     from safetensors.torch import load_file
 
     words = load_file(archive)[f"{WEIGHT}:words"]

@@ -1,0 +1,87 @@
+"""steps: floats as how far their bit patterns are from a base's, in few bits: the layout of `exact` deltas on disk.
+
+d = bits(E) - bits(B), modulo 2^16 or 2^32, with a sign. A change of weights is about as large for small numbers as for
+large ones, and so d is the larger the smaller B's exponent is: a number's width in bits hangs on it alone, and needs no
+room. composer/ARCHIVE.md has the layout.
+"""
+
+import numpy as np
+import torch
+
+from . import step_blocks
+from .delta import BITS
+from .dispatch import use_numba
+from .step_blocks import BLOCK, HEAD
+from .threads import shared
+
+EXPONENTS = {torch.bfloat16: (7, 255), torch.float16: (10, 31), torch.float32: (23, 255)}
+"""How far the exponent is shifted, and its bits."""
+
+
+class Malformed(ValueError):
+    """Bytes that no `pack` made."""
+
+
+def pack(ours: torch.Tensor, theirs: torch.Tensor) -> np.ndarray:
+    """Flat tensors E and B, contiguous, on the CPU, of one dtype (bf16, fp16 or fp32) → uint8 [n].
+
+    n is at most their bytes and HEAD for each block. The same numbers give the same bytes where numba is, and where it
+    is not; those of the two may differ.
+    """
+    shift, field = EXPONENTS[ours.dtype]
+    if not use_numba(ours):
+        return step_blocks.pack(patterns(ours), patterns(theirs), shift, field)
+    from .step_packing import pack as pack_compiled
+
+    room = np.empty(ours.nbytes + HEAD * blocks(ours), np.uint8)
+    size = ours.element_size()
+    return room[: pack_compiled(room, patterns(ours), patterns(theirs), size, shift, field, step_blocks.LENGTHS)]
+
+
+def unpack(out: torch.Tensor, base: torch.Tensor, stored: np.ndarray) -> None:
+    """out = E, of B and what `pack` made. All flat and contiguous, on the CPU; `out` may be `base`.
+
+    Raises Malformed, with what was written so far left in `out`.
+    """
+    if out.dtype != base.dtype or out.shape != base.shape or not (out.is_contiguous() and base.is_contiguous()):
+        raise ValueError(f"steps: base is {tuple(base.shape)} {base.dtype}, out is {tuple(out.shape)} {out.dtype}")
+    count = blocks(out)
+    if not count:
+        if len(stored):
+            raise Malformed("there is more than the blocks")
+        return
+    if not use_numba(out):
+        wrong = step_blocks.unpack(patterns(out), patterns(base), stored, *EXPONENTS[out.dtype])
+        if wrong >= 0:
+            raise Malformed(f"block {wrong} is malformed")
+        return
+    from .lanes import LANES, LIKE
+    from .step_loops import unpack as unpack_compiled
+    from .step_loops import walk
+
+    size, begin = out.element_size(), stored.ctypes.data
+    starts = np.full(count, begin, np.int64)
+    found = walk(starts, begin + len(stored), out.numel(), size)
+    if found < count:
+        raise Malformed(f"block {found} is malformed")
+    wrongs: list[int] = []
+
+    def some(share: slice) -> None:
+        room = np.empty(LANES, np.uint32)
+        place = out.data_ptr(), base.data_ptr(), starts, begin + len(stored), share.start, share.stop, out.numel()
+        wrongs.append(unpack_compiled(*place, size, LIKE[out.dtype], room.ctypes.data))
+
+    shared(some, count, out.numel() // (BLOCK * 16))
+    wrong = [number for number in wrongs if number >= 0]
+    if wrong:
+        raise Malformed(f"block {min(wrong)} is malformed")
+
+
+def blocks(tensor: torch.Tensor) -> int:
+    return -(-tensor.numel() // BLOCK)
+
+
+def patterns(tensor: torch.Tensor) -> np.ndarray:
+    """The bit patterns as numbers without a sign, in the same memory."""
+    found: np.ndarray = tensor.view(BITS[tensor.element_size()]).numpy()
+    return found.view(f"u{tensor.element_size()}")
