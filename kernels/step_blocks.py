@@ -36,7 +36,7 @@ def lanes(widths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     places[taken[row, lane], lane] = np.arange(count)
     begin, every = bits[:-1] // 8, np.broadcast_to(np.arange(LANES), (rows, LANES))
     flat = [places[begin, every], places[begin + 1, every], bits[:-1] % 8]
-    return *(part.reshape(-1)[: len(widths)] for part in flat), count  # type: ignore[return-value]
+    return *(part.reshape(-1)[: len(widths)] for part in flat), count
 
 
 def unpack(out: np.ndarray, base: np.ndarray, stored: np.ndarray, shift: int, field: int) -> int:
@@ -141,7 +141,7 @@ def write(
     np.bitwise_or.at(codes, other, bits >> 8)
     near, far = (np.flatnonzero((left != 0) & ((np.abs(left + 0.5) > 128) == wide)) for wide in (False, True))
     nears, fars = patches(left, near, 1), patches(left, far, size)
-    mask = np.packbits(np.pad(here, (0, -len(here) % LANES)), bitorder="little") if masked else []
+    mask: np.ndarray = np.packbits(np.pad(here, (0, -len(here) % LANES)), bitorder="little") if masked else np.empty(0)
     numbers = np.array([count, len(nears), len(fars)])
     head = [raw, masked, low, high, top, 0, *np.stack([numbers & 255, numbers >> 8], 1).reshape(-1)]
     raws = [moves >> 8 * plane & 255 for plane in range(raw)]

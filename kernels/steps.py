@@ -72,9 +72,9 @@ def unpack(out: torch.Tensor, base: torch.Tensor, stored: np.ndarray) -> None:
         wrongs.append(unpack_compiled(*place, size, LIKE[out.dtype], room.ctypes.data))
 
     shared(some, count, out.numel() // (BLOCK * 16))
-    wrong = [number for number in wrongs if number >= 0]
-    if wrong:
-        raise Malformed(f"block {min(wrong)} is malformed")
+    refused = [number for number in wrongs if number >= 0]
+    if refused:
+        raise Malformed(f"block {min(refused)} is malformed")
 
 
 def blocks(tensor: torch.Tensor) -> int:

@@ -73,7 +73,7 @@ def extract(
             del e, b  # before the next two are read
         remember(theirs, digest.hexdigest())
         manifest = Manifest(
-            version=max((stored.codec.version for stored in tensors.values()), default=1),  # type: ignore[arg-type]
+            version=2 if any(stored.codec.version == 2 for stored in tensors.values()) else 1,
             tool=f"layerloom {tool_version()}",
             expert=ours.path.name,
             base=Base(name=theirs.path.name, digest=digest.hexdigest(), depth=theirs.depth),

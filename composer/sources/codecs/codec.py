@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ class Codec(BaseModel, ABC):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     codec: str
-    version: ClassVar[int] = 1
+    version: ClassVar[Literal[1, 2]] = 1
     """Of the format: the first that has it."""
     lossless: ClassVar[bool] = False
     packed: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""exact: how far each bit pattern is from the base's, in as few bits as that takes. Lossless for every pattern there is."""
+"""exact: how far each bit pattern is from the base's, in as few bits as that takes. Lossless for every pattern."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal
@@ -20,7 +20,7 @@ class Exact(Codec):
 
     codec: Literal["exact"] = "exact"
     lossless: ClassVar[bool] = True
-    version: ClassVar[int] = 2
+    version: ClassVar[Literal[1, 2]] = 2
     size: int = Field(default=0, ge=0, lt=1 << 62)
 
     def suits(self, shape: Sequence[int]) -> bool:

@@ -27,7 +27,7 @@ class Frames(Codec):
 
     codec: Literal["exact"] = "exact"
     lossless: ClassVar[bool] = True
-    version: ClassVar[int] = 1
+    version: ClassVar[Literal[1, 2]] = 1
     ends: tuple[int, ...] = Field(default=(), strict=False)
 
     @field_validator("ends")
