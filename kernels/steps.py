@@ -11,11 +11,15 @@ import torch
 from . import step_blocks
 from .delta import BITS
 from .dispatch import use_numba
-from .step_blocks import BLOCK, HEAD
+from .step_blocks import BLOCK
 from .threads import shared
 
 EXPONENTS = {torch.bfloat16: (7, 255), torch.float16: (10, 31), torch.float32: (23, 255)}
 """How far the exponent is shifted, and its bits."""
+
+
+SEGMENT = 1 << 19
+"""Numbers that are packed apart, whatever the number of threads, so that the bytes are the same."""
 
 
 class Malformed(ValueError):
@@ -33,9 +37,18 @@ def pack(ours: torch.Tensor, theirs: torch.Tensor) -> np.ndarray:
         return step_blocks.pack(patterns(ours), patterns(theirs), shift, field)
     from .step_packing import pack as pack_compiled
 
-    room = np.empty(ours.nbytes + HEAD * blocks(ours), np.uint8)
-    size = ours.element_size()
-    return room[: pack_compiled(room, patterns(ours), patterns(theirs), size, shift, field, step_blocks.LENGTHS)]
+    size, e, b = ours.element_size(), patterns(ours), patterns(theirs)
+    found: list[np.ndarray] = [np.empty(0, np.uint8)] * -(-len(e) // SEGMENT)
+
+    def some(share: slice) -> None:
+        for number in range(share.start, share.stop):
+            span = slice(number * SEGMENT, (number + 1) * SEGMENT)
+            room = np.empty((size + 1) * min(SEGMENT, len(e)), np.uint8)
+            length = pack_compiled(room, e[span], b[span], size, shift, field, step_blocks.LENGTHS)
+            found[number] = room[:length].copy()
+
+    shared(some, len(found))
+    return np.concatenate(found)
 
 
 def unpack(out: torch.Tensor, base: torch.Tensor, stored: np.ndarray) -> None:

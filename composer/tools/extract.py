@@ -1,7 +1,8 @@
 """extract: an expert's checkpoint made into an archive."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -11,15 +12,20 @@ from layerloom.composer.errors import ComposeError, FamilyError
 from layerloom.composer.family.fit import base_problems, expert_problems, warn_of
 from layerloom.composer.sources.archive import SAID, VOICE
 from layerloom.composer.sources.checkpoint import Checkpoint
-from layerloom.composer.sources.codecs import Codec, Exact, Parts, change, error, same, smallest
+from layerloom.composer.sources.codecs import DTYPES, Codec, Exact, Parts, change, error, same, smallest
 from layerloom.composer.sources.manifest import METADATA, Base, Manifest, Stored
 from layerloom.composer.sources.respelled import respelled
+from layerloom.composer.sources.source import Source
 from layerloom.composer.sources.stream import Digest, in_order, remember
 from layerloom.composer.sources.voice import Voice, difference
 from layerloom.composer.sources.writer import WORDS, Writer, new_file
 
 Progress = Callable[[str, int], None]
 """Called with each tensor's name and size in bytes when it is done."""
+
+
+AHEAD = 1 << 28
+"""Bytes of two pairs of tensors that may be in memory at a time."""
 
 
 def extract(
@@ -57,10 +63,7 @@ def extract(
     digest = Digest()
     tensors: dict[str, Stored] = {}
     with new_file(out) as (writer, partial):
-        for name in in_order(theirs):
-            info = theirs.tensors[name]
-            e, b = ours.read(name), theirs.read(name)
-            digest.add(name, info.dtype, b)
+        for name, e, b in pairs(ours, theirs, digest):
             if not same(e, b):
                 plain = not everything and is_plain(theirs, name)
                 try:
@@ -82,6 +85,28 @@ def extract(
         with partial.open("wb") as file:
             writer.finish(file, {METADATA: manifest.model_dump_json(), **said})
     return manifest
+
+
+def pairs(ours: Source, theirs: Checkpoint, digest: Digest) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """(name, E, B) of each tensor; the next are read and hashed meanwhile, where the four take little memory."""
+
+    def read(name: str) -> tuple[str, torch.Tensor, torch.Tensor]:
+        e, b = ours.read(name), theirs.read(name)
+        digest.add(name, theirs.tensors[name].dtype, b)
+        return name, e, b
+
+    def size(name: str) -> int:
+        info = theirs.tensors[name]
+        return 2 * math.prod(info.shape) * DTYPES[info.dtype].itemsize if info.dtype in DTYPES else AHEAD
+
+    names = in_order(theirs)
+    with ThreadPoolExecutor(1) as reader:
+        coming: Future[tuple[str, torch.Tensor, torch.Tensor]] | None = None
+        for name, after in zip(names, [*names[1:], None], strict=True):
+            found = read(name) if coming is None else coming.result()
+            coming = None if after is None or size(name) + size(after) > AHEAD else reader.submit(read, after)
+            yield found
+            del found
 
 
 def store(

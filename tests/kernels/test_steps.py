@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from layerloom.kernels import step_blocks
 from layerloom.kernels.delta import BITS
 from layerloom.kernels.dispatch import WORTHWHILE
-from layerloom.kernels.steps import BLOCK, EXPONENTS, HEAD, Malformed, pack, patterns, unpack
+from layerloom.kernels.step_blocks import BLOCK, HEAD
+from layerloom.kernels.steps import EXPONENTS, Malformed, pack, patterns, unpack
 
 pytest.importorskip("numba")
 

@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -10,15 +11,15 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from layerloom.composer.errors import ComposeError
+from layerloom.kernels.coding import NotFinite
 from layerloom.kernels.delta import Delta
+from layerloom.kernels.distance import distance
 
 Parts = dict[str, torch.Tensor]
 """What is stored for one tensor, by the name of the part: {"words": …, "scales": …}."""
 
 DTYPES: Mapping[str, torch.dtype] = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
-# Elements worked on at a time: fp32 temporaries of this size are small beside the tensors themselves.
-CHUNK = 1 << 20
 # Bytes; a cache line, and the widest vector there is.
 ALIGNED = 64
 
@@ -117,17 +118,22 @@ def row_count(shape: Sequence[int]) -> tuple[int, int]:
     return (math.prod(shape[:-1]), shape[-1]) if len(shape) else (1, 1)
 
 
-def row_chunks(rows: int, width: int) -> Iterator[slice]:
-    """Slices of rows with about CHUNK elements each."""
-    step = max(1, CHUNK // max(1, width))
-    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+@contextmanager
+def finite() -> Iterator[None]:
+    """Says of what is not finite that only `exact` can store it."""
+    try:
+        yield
+    except NotFinite as error:
+        reason = "the difference from the base is not finite everywhere; only the codec exact can store it"
+        raise ComposeError(reason) from error
 
 
 def finite_delta(expert: torch.Tensor, base: torch.Tensor) -> torch.Tensor:
     """E - B in fp32. Raises ComposeError where that is infinite or NaN: only `exact` can store those."""
     delta = expert.float() - base.float()
-    if not bool(delta.isfinite().all()):
-        raise ComposeError("the difference from the base is not finite everywhere; only the codec exact can store it")
+    with finite():
+        if not bool(delta.isfinite().all()):
+            raise NotFinite
     return delta
 
 
@@ -138,19 +144,12 @@ def same(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 def norms(first: torch.Tensor, second: torch.Tensor, third: torch.Tensor) -> tuple[float, float]:
     """(‖first - second‖, ‖second - third‖), summed in float64."""
-    ours = theirs = 0.0
-    a, b, c = (tensor.reshape(-1) for tensor in (first, second, third))
-    for start in range(0, a.numel(), CHUNK):
-        span = slice(start, start + CHUNK)
-        middle = b[span].double()
-        ours += float((a[span].double() - middle).square().sum())
-        theirs += float((middle - c[span].double()).square().sum())
-    return math.sqrt(ours), math.sqrt(theirs)
+    return distance(first, second), distance(second, third)
 
 
 def change(expert: torch.Tensor, base: torch.Tensor) -> float:
     """‖E - B‖ / ‖B‖, or ‖E - B‖ where B is zero; NaN or infinite if a tensor has such values."""
-    delta, size = norms(expert, base, torch.zeros(1, dtype=base.dtype).expand(base.shape))
+    delta, size = distance(expert, base), distance(base)
     return delta / size if size else delta
 
 

@@ -7,10 +7,11 @@ import torch
 from pydantic import Field
 
 from layerloom.kernels import compose
+from layerloom.kernels.coding import quantize
 from layerloom.kernels.delta import Packed
-from layerloom.kernels.planar import pack, word_count
+from layerloom.kernels.planar import word_count
 
-from .codec import Codec, Parts, finite_delta, row_chunks, row_count, rows_of
+from .codec import Codec, Parts, finite, row_count, rows_of
 
 
 class Integer(Codec):
@@ -34,25 +35,13 @@ class Integer(Codec):
         }
 
     def encode(self, expert: torch.Tensor, base: torch.Tensor) -> tuple["Integer", Parts]:
-        ours, theirs = rows_of(expert), rows_of(base)
         parts = {
             name: torch.empty(shape, dtype=dtype)
             for name, (dtype, shape) in self.shapes(expert.shape, expert.dtype).items()
         }
-        for chunk in row_chunks(*ours.shape):
-            parts["words"][chunk], parts["scales"][chunk] = self.quantize(finite_delta(ours[chunk], theirs[chunk]))
+        with finite():
+            quantize(parts["words"], parts["scales"], rows_of(expert), rows_of(base), self.bits, self.group)
         return self, parts
-
-    def quantize(self, delta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Δ [rows, K] fp32 → words [rows, words] int32, scales [rows, groups] bf16."""
-        rows, k = delta.shape
-        most = (1 << (self.bits - 1)) - 1
-        grouped = torch.nn.functional.pad(delta, (0, -k % self.group)).view(rows, -1, self.group)
-        scales = (grouped.abs().amax(-1) / most).bfloat16()
-        scales = torch.where(scales < torch.finfo(torch.bfloat16).tiny, torch.zeros_like(scales), scales)
-        divisor = torch.where(scales == 0, torch.inf, scales.float()).unsqueeze(-1)
-        codes = (grouped / divisor).round().clamp(-most, most).to(torch.int32) + (most + 1)
-        return pack(codes.view(rows, -1)[:, :k], self.bits), scales
 
     def _decode(self, parts: Parts, base: torch.Tensor, out: torch.Tensor) -> None:
         compose(out, base, [[self.delta(parts, row_count(base.shape)[1])]], [1.0])

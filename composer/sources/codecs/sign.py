@@ -6,10 +6,11 @@ from typing import ClassVar, Literal
 import torch
 
 from layerloom.kernels import compose
+from layerloom.kernels.coding import take_signs
 from layerloom.kernels.delta import Signs
-from layerloom.kernels.planar import pack, word_count
+from layerloom.kernels.planar import word_count
 
-from .codec import Codec, Parts, finite_delta, row_chunks, row_count, rows_of
+from .codec import Codec, Parts, finite, row_count, rows_of
 
 
 class Sign(Codec):
@@ -28,15 +29,12 @@ class Sign(Codec):
         return {"words": (torch.int32, (rows, word_count(k, 1))), "scales": (torch.float32, (rows,))}
 
     def encode(self, expert: torch.Tensor, base: torch.Tensor) -> tuple["Sign", Parts]:
-        ours, theirs = rows_of(expert), rows_of(base)
         parts = {
             name: torch.empty(shape, dtype=dtype)
             for name, (dtype, shape) in self.shapes(expert.shape, expert.dtype).items()
         }
-        for chunk in row_chunks(*ours.shape):
-            delta = finite_delta(ours[chunk], theirs[chunk])
-            parts["words"][chunk] = pack((delta < 0).to(torch.int32), 1)
-            parts["scales"][chunk] = delta.double().abs().mean(-1).float()
+        with finite():
+            take_signs(parts["words"], parts["scales"], rows_of(expert), rows_of(base))
         return self, parts
 
     def _decode(self, parts: Parts, base: torch.Tensor, out: torch.Tensor) -> None:
