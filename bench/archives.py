@@ -1,18 +1,19 @@
-"""What an exact archive takes and how fast it loads: for a real fine-tune of the demo base, noise, and a large pair.
+"""What archives take and how fast they load: for a real fine-tune of the demo base, noise, and large pairs.
 
-    python bench/archives.py [--steps 300] [--rates 1e-6 1e-5 1e-4] [--hidden 1024] [--depth 10] [--clock cpu]
+    python bench/archives.py [--steps 300] [--rates 1e-6 1e-5 1e-4] [--hidden 896] [--depth 12] [--clock cpu] [--csv F]
 
 The fine-tune is the demo base taught Swahili stories, with AdamW in fp32 at a low learning rate, and written in bf16.
 Noise is a checkpoint with the base's shapes whose numbers have nothing to do with it. The demo is so small that opening
-files is much of its loading, so there is a random pair of --hidden and --depth as well (bench/synthetic.py, 290 MB).
+files is much of its loading, so there are random pairs of --hidden and --depth as well (shared/synthetic.py), as they
+come and with a share of their numbers moved; the first is stored under the lossy codecs, too.
 
-zstd is of the checkpoint's files, at level 3 and at level 19 (of the large pair the first 32 MB). Loading is opening
-the expert and copying each of its tensors into memory that is there already, files in the page cache, the base open and
-its digest known; checkpoint and archive take turns. Times and the ratio are medians of --rounds, in CPU time; --clock
-wall is for a machine of one's own.
+Loading is opening the expert and reading each of its tensors into memory that is there already: for the first time,
+when it is hashed, and later, without opening; files in the page cache, the base open and read before. Checkpoint and
+archive take turns; times are medians of --rounds, in CPU time; --clock wall is for a machine of one's own.
 """
 
 import argparse
+import csv
 import platform
 import random
 import shutil
@@ -24,15 +25,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import zstandard
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from layerloom.composer import Archive, Checkpoint, Source, extract
+from layerloom.composer.sources.codecs import CODECS
 from shared.demo_data import example
 from shared.synthetic import write_pair
 
 BATCH, TASKS = 16, ("generic", "math")
-SAMPLE = 32 << 20
 CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
 
 
@@ -72,49 +73,79 @@ def write(model: LlamaForCausalLM, base: Path, out: Path) -> None:
 
 @dataclass(frozen=True)
 class Compared:
-    """Two ways to load one expert: median seconds of each, and the median of what the second takes of the first."""
+    """A checkpoint's median seconds, and the median of what an archive takes of them; the first time and later."""
 
     first: float
-    second: float
-    ratio: float
+    first_ratio: float
+    later: float
+    later_ratio: float
 
 
-def compare(open_first: Callable[[], Source], open_second: Callable[[], Source], clock: str, rounds: int) -> Compared:
-    most = max(torch.Size(info.shape).numel() for info in open_first().tensors.values())
-    buffer = torch.zeros(most, dtype=torch.bfloat16)
+def compare(
+    open_checkpoint: Callable[[], Source], open_archive: Callable[[], Source], clock: str, rounds: int
+) -> Compared:
+    shapes = {name: info.shape for name, info in open_checkpoint().tensors.items()}
+    page = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
 
-    def seconds(opened: Callable[[], Source]) -> float:
+    def read(source: Source) -> None:
+        for name, out in page.items():
+            source.read(name, out)
+
+    def seconds(opened: Callable[[], Source]) -> tuple[float, float]:
         start = CLOCKS[clock]()
         source = opened()
-        for name in source.tensors:
-            tensor = source.read(name)
-            buffer[: tensor.numel()].copy_(tensor.view(-1))
-        return CLOCKS[clock]() - start
+        read(source)
+        middle = CLOCKS[clock]()
+        read(source)
+        return middle - start, CLOCKS[clock]() - middle
 
-    times = [(seconds(open_first), seconds(open_second)) for _ in range(rounds)]
-    firsts, seconds_ = zip(*times, strict=True)
-    return Compared(*map(statistics.median, (firsts, seconds_, [b / a for a, b in times])))
+    seconds(open_archive)
+    found = []
+    for _ in range(rounds):
+        (first, later), (first_of_archive, later_of_archive) = seconds(open_checkpoint), seconds(open_archive)
+        found.append((first, first_of_archive / first, later, later_of_archive / later))
+    return Compared(*map(statistics.median, zip(*found, strict=True)))
+
+
+def moved(pair: Path, out: Path, share: float) -> None:
+    """The pair's expert with only a share of its numbers moved."""
+    out.mkdir()
+    generator = torch.Generator().manual_seed(2)
+    for file in sorted((pair / "base").glob("*.safetensors")):
+        base, expert = load_file(file), load_file(pair / "expert" / file.name)
+        picked = {name: torch.rand(tensor.shape, generator=generator) < share for name, tensor in base.items()}
+        tensors = {name: torch.where(picked[name], expert[name], tensor) for name, tensor in base.items()}
+        save_file(tensors, out / file.name)
+    for file in (pair / "base").glob("*.json"):
+        shutil.copy(file, out)
 
 
 def bits(checkpoint: Checkpoint) -> Iterator[torch.Tensor]:
     return (checkpoint.read(name).view(-1).view(torch.int16) for name in sorted(checkpoint.tensors))
 
 
-def row(title: str, base: Path, expert: Path, clock: str, rounds: int) -> str:
-    archive = expert.with_suffix(".safetensors")
-    extract(base, expert, archive)
-    files = sorted(expert.glob("*.safetensors"))
-    raw = b"".join(file.read_bytes() for file in files[:4])[:SAMPLE]
-    fast, small = (len(zstandard.ZstdCompressor(level=level).compress(raw)) / len(raw) for level in (3, 19))
-    size, stored = sum(file.stat().st_size for file in files), archive.stat().st_size
+def row(title: str, base: Path, expert: Path, codec: str, clock: str, rounds: int) -> dict[str, str]:
+    archive = expert.with_name(f"{expert.name}-{codec}.safetensors")
+    extract(base, expert, archive, CODECS[codec]())
+    size, stored = sum(file.stat().st_size for file in expert.glob("*.safetensors")), archive.stat().st_size
     before, after = Checkpoint(base), Checkpoint(expert)
     kept = sum(int((b == e).sum()) for b, e in zip(bits(before), bits(after), strict=True))
     total = sum(e.numel() for e in bits(after))
     loading = compare(lambda: Checkpoint(expert), lambda: Archive(archive, before), clock, rounds)
-    return (
-        f"| {title} | {kept / total:.0%} | {size / 1e6:.2f} | {fast:.1%} | {small:.1%} | {stored / size:.1%} "
-        f"| {1e3 * loading.first:.1f} | {1e3 * loading.second:.1f} | {loading.ratio:.1f} |"
-    )
+    archive.unlink()
+    found = {
+        "": title,
+        "codec": codec,
+        "numbers not changed": f"{kept / total:.0%}",
+        "checkpoint, MB": f"{size / 1e6:.2f}",
+        "archive": f"{stored / size:.1%}",
+        "checkpoint loads first in, ms": f"{1e3 * loading.first:.1f}",
+        "archive, times": f"{loading.first_ratio:.2f}",
+        "later in, ms": f"{1e3 * loading.later:.1f}",
+        "archive later, times": f"{loading.later_ratio:.2f}",
+    }
+    print(f"| {' | '.join(found.values())} |", flush=True)
+    return found
 
 
 def main() -> None:
@@ -122,36 +153,46 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=Path("demo/base"))
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--rates", type=float, nargs="*", default=[1e-6, 1e-5, 1e-4])
-    parser.add_argument("--hidden", type=int, default=1024)
-    parser.add_argument("--depth", type=int, default=10)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--hidden", type=int, default=896)
+    parser.add_argument("--depth", type=int, default=12)
+    parser.add_argument("--shares", type=float, nargs="*", default=[0.01, 0.1, 0.3])
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--clock", choices=CLOCKS, default="cpu")
+    parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    rows: list[dict[str, str]] = []
+
+    def measure(title: str, base: Path, expert: Path, codec: str = "exact") -> None:
+        rows.append(row(title, base, expert, codec, options.clock, options.rounds))
+
     with tempfile.TemporaryDirectory() as place:
         root = Path(place)
-        rows = []
         for rate in options.rates:
             out = root / f"rate-{rate:g}"
             fine_tune(options.base, out, options.steps, rate)
-            title = f"fine-tune, {options.steps} steps at {rate:g}"
-            rows.append(row(title, options.base, out, options.clock, options.rounds))
+            measure(f"fine-tune, {options.steps} steps at {rate:g}", options.base, out)
         noise(options.base, root / "noise")
-        rows.append(row("noise", options.base, root / "noise", options.clock, options.rounds))
-        write_pair(root / "large", options.hidden, options.depth)
+        measure("noise", options.base, root / "noise")
         large = root / "large"
-        rows.append(row("random pair", large / "base", large / "expert", options.clock, options.rounds))
-    columns = (
-        *("numbers not changed", "checkpoint, MB", "zstd -3", "zstd -19", "`exact`"),
-        *("load checkpoint, ms", "load archive, ms", "ratio"),
-    )
-    print(f"\n| | {' | '.join(columns)} |")
-    print("|---|" + "---:|" * len(columns))
-    print("\n".join(rows))
+        write_pair(large, options.hidden, options.depth)
+        for codec in CODECS:
+            measure("random pair", large / "base", large / "expert", codec)
+        for share in options.shares:
+            moved(large, large / "moved", share)
+            measure(f"random pair, {share:.0%} moved", large / "base", large / "moved")
+            shutil.rmtree(large / "moved")
+    print(f"\n| {' | '.join(rows[0])} |\n|---|---|" + "---:|" * (len(rows[0]) - 2))
+    print("\n".join(f"| {' | '.join(found.values())} |" for found in rows))
     print(
         f"\nOne thread of an {platform.machine()} CPU, {options.clock} time, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, zstandard {zstandard.__version__}."
+        f"torch {torch.__version__}."
     )
+    if options.csv:
+        with options.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 if __name__ == "__main__":

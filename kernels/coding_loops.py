@@ -54,7 +54,7 @@ def to_bf16(number, room):
 
 @compiled(kept=True)
 def quantize(words, scales, ours, theirs, bits, group):
-    """words [rows, words] int32, scales [rows, groups] uint16, patterns [rows, k]; the first row not finite, or rows."""
+    """words [rows, words] int32, scales [rows, groups] uint16, of patterns [rows, k]; the first row not finite."""
     rows, k = ours.shape
     delta, spare = np.empty(k, np.float32), np.empty(k, np.float32)
     codes, room = np.empty(k, np.int32), np.empty(1, np.float32)

@@ -17,8 +17,8 @@ def code_of(moved):
 def tally(tables, lengths, moves, exponents, largest, raw, count):
     """How many moves have which exponent and how many bits above the raw bytes; and so without the 0s, less 1."""
     tables[:] = 0
-    # Every fourth row says enough.
-    stride = LANES * 4 if count >= 64 * LANES else LANES
+    # Every eighth row says enough.
+    stride = LANES * 8 if count >= 64 * LANES else LANES
     for first in range(0, count, stride):
         for at in range(first, min(first + LANES, count)):
             depth, code = min(largest - exponents[at], SPAN - 1), min(code_of(moves[at] >> (8 * raw)), 511)
@@ -196,10 +196,12 @@ def pack(out, ours, theirs, size, shift, field, lengths):
     for first in range(0, len(ours), BLOCK):
         count = min(BLOCK, len(ours) - first)
         largest = 0
+        e, b = ours[first : first + count], theirs[first : first + count]
         for place in range(count):
-            under = np.int64(theirs[first + place])
-            moves[place] = ((np.int64(ours[first + place]) - under + half) & (2 * half - 1)) - half
-            exponents[place] = under >> shift & field
+            moves[place] = ((np.int64(e[place]) - np.int64(b[place]) + half) & (2 * half - 1)) - half
+        for place in range(count):
+            exponents[place] = np.int64(b[place]) >> shift & field
+        for place in range(count):
             largest = max(largest, exponents[place])
         raw, masked, low, high, top = choose(cost, tables, lengths, moves, exponents, largest, last, size, count)
         length = write(one, moves, exponents, left, count, size, raw, masked, low, high, top)

@@ -5,12 +5,15 @@ large ones, and so d is the larger the smaller B's exponent is: a number's width
 room. composer/ARCHIVE.md has the layout.
 """
 
+import os
+import sys
+
 import numpy as np
 import torch
 
 from . import step_blocks
 from .delta import BITS
-from .dispatch import use_numba
+from .dispatch import has_numba, use_numba
 from .step_blocks import BLOCK
 from .threads import shared
 
@@ -63,7 +66,7 @@ def unpack(out: torch.Tensor, base: torch.Tensor, stored: np.ndarray) -> None:
         if len(stored):
             raise Malformed("there is more than the blocks")
         return
-    if not use_numba(out):
+    if not (use_numba(out) or (compiled_already(out) and has_numba())):
         wrong = step_blocks.unpack(patterns(out), patterns(base), stored, *EXPONENTS[out.dtype])
         if wrong >= 0:
             raise Malformed(f"block {wrong} is malformed")
@@ -88,6 +91,12 @@ def unpack(out: torch.Tensor, base: torch.Tensor, stored: np.ndarray) -> None:
     refused = [number for number in wrongs if number >= 0]
     if refused:
         raise Malformed(f"block {min(refused)} is malformed")
+
+
+def compiled_already(tensor: torch.Tensor) -> bool:
+    """Whether numba need not be loaded for a small tensor alone; numpy takes a millisecond for a block."""
+    chosen = os.environ.get("LAYERLOOM_KERNELS", "auto") == "auto"
+    return chosen and (tensor.numel() >= BLOCK // 4 or f"{__package__}.step_loops" in sys.modules)
 
 
 def blocks(tensor: torch.Tensor) -> int:
