@@ -89,7 +89,7 @@ def run(out: torch.Tensor, base: torch.Tensor, terms: list[tuple[float, Delta]])
 
 def scratch(terms: int, rest: int) -> tuple[Any, Any]:
     """Room for `blend_rows`."""
-    return np.empty((terms + 1, BLOCK), np.float32), np.zeros((terms + 3, -(-rest // LANES) * LANES), np.float32)
+    return np.empty((terms + 1, BLOCK), np.float32), np.zeros((terms + 3, rest + 3 * LANES), np.float32)
 
 
 def tile(delta: Delta) -> int:

@@ -170,52 +170,56 @@ def blend_row(out, base, table, weights, row, k, whole, size, like, sums, source
 
 
 @compiled
-def unpack_rest(into, words, k, whole, bits):
-    """The fields of columns `whole` to k of a row, one int32 each; `whole` is a multiple of the tile, or 0."""
-    fields, mask = 32 // bits, (1 << bits) - 1
-    full = k - k % (LANES * fields)
-    for tile in range(whole // fields, full // fields, LANES):
-        for field in range(fields):
-            first = tile * fields + field * LANES - whole
-            for word in range(LANES):
-                into[first + word] = (peek(words + (tile + word) * 4, np.uint32(0)) >> (field * bits)) & mask
-    width = -(-(k - full) // fields)
-    for field in range(fields):
-        first = full + field * width - whole
-        for word in range(min(width, k - whole - first)):
-            into[first + word] = (peek(words + (full // fields + word) * 4, np.uint32(0)) >> (field * bits)) & mask
+def spread_tile(into, words, width, scale, bits):
+    """The numbers of a tile of `width` words, one fp32 each: ±scale of 1 bit, else codes as whole numbers.
+
+    Up to LANES of what follows in `into` and `words` is touched, too.
+    """
+    tile = load(words, np.uint32(0))
+    for field in range(32 // bits):
+        if bits == 1:
+            numbers = signs(tile, field, splat(scale))
+        else:
+            numbers = codes(tile, field, bits)
+        # In order, so that the next one writes over what is too much of this.
+        store_floats(into + field * width * 4, numbers)
 
 
 @compiled
-def spread_rest(into, codes, term, row, whole, k):
-    """Δ of columns `whole` to k of a row."""
+def spread_rest(into, padded, term, row, whole, k):
+    """Δ of columns `whole` to k of a row, and up to 64 columns of anything after them. `whole` is of full tiles, or 0."""
     kind, words = term[KIND], term[DATA] + row * term[DATA_STRIDE]
     scales, group = term[SCALES] + row * term[SCALES_STRIDE], term[COLUMNS]
+    bits = 1 if kind == SIGNS else 4 if kind == INT4 else 8
+    fields = 32 // bits
+    full = k - k % (LANES * fields)
+    scale = peek(scales, np.float32(0)) if kind == SIGNS else np.float32(0)
+    start = np.int64(into.ctypes.data)
+    for tile in range(whole, full, LANES * fields):
+        spread_tile(start + (tile - whole) * 4, words + tile // fields * 4, LANES, scale, bits)
+    width = -(-(k - full) // fields)
+    if width:
+        # A narrow tile may be the last thing in memory.
+        copy(padded.ctypes.data, words + full // fields * 4, width * 4)
+        spread_tile(start + (full - whole) * 4, np.int64(padded.ctypes.data), width, scale, bits)
     if kind == SIGNS:
-        unpack_rest(codes, words, k, whole, 1)
-        scale = peek(scales, np.float32(0))
-        for at in range(k - whole):
-            into[at] = np.float32(1 - 2 * codes[at]) * scale
         return
-    bits = 4 if kind == INT4 else 8
-    unpack_rest(codes, words, k, whole, bits)
-    zero = 1 << (bits - 1)
     first = whole
     while first < k:
         last = min(k, (first // group + 1) * group)
         scale = bf16(peek(scales + first // group * 2, np.uint16(0)))
         for at in range(first - whole, last - whole):
-            into[at] = np.float32(codes[at] - zero) * scale
+            into[at] *= scale
         first = last
 
 
 @compiled
-def gather_rest(table, plain, spare, codes, row, k, whole, size):
+def gather_rest(table, plain, spare, padded, row, k, whole, size):
     """What each term has in columns `whole` to k of a row, into the spare rows that `plain` points to."""
     for number in range(len(table)):
         kind = table[number, KIND]
         if kind in (INT4, INT8, SIGNS):
-            spread_rest(spare[2 + number], codes, table[number], row, whole, k)
+            spread_rest(spare[2 + number], padded, table[number], row, whole, k)
         else:
             width = 4 if kind == ADDED else size
             data = table[number, DATA] + row * table[number, DATA_STRIDE] + whole * width
@@ -226,13 +230,14 @@ def gather_rest(table, plain, spare, codes, row, k, whole, size):
 def blend_rows(out, base, table, weights, first, last, k, whole, size, like, room, spare):
     """Rows `first` to `last`. What is left of a row after `whole` columns is unpacked and filled up to whole LANES.
 
-    Room to work in, fp32: `room` [terms + 1, BLOCK], `spare` [terms + 3, the rest in whole LANES]. The caller holds it,
+    Room to work in, fp32: `room` [terms + 1, BLOCK], `spare` [terms + 3, the rest and 96 more]. The caller holds it,
     because numba drops an array after its last use, and does not see the uses of an address.
     """
     room_at, sums_at = room.ctypes.data, room[-1].ctypes.data
     source = np.empty(len(table), np.int64)
-    rest, wide = k - whole, spare.shape[1]
-    codes = spare[-1].view(np.int32)
+    rest = k - whole
+    wide = -(-rest // LANES) * LANES
+    padded = spare[-1]
     plain = table.copy()
     for number in range(len(table)):
         plain[number, DATA], plain[number, DATA_STRIDE] = spare[2 + number].ctypes.data, 0
@@ -245,7 +250,7 @@ def blend_rows(out, base, table, weights, first, last, k, whole, size, like, roo
         for left in range(2 if rest else 1):
             if left:
                 copy(base_at, base + place, rest * size)
-                gather_rest(table, plain, spare, codes, row, k, whole, size)
+                gather_rest(table, plain, spare, padded, row, k, whole, size)
                 place_out, place_base, terms, at, width, count = out_at, base_at, plain, 0, wide, wide
             else:
                 place_out, place_base, terms, at, width, count = out, base, table, row, k, whole
