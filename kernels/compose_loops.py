@@ -177,17 +177,14 @@ def spread_tile(into, words, width, scale, bits):
     """
     tile = load(words, np.uint32(0))
     for field in range(32 // bits):
-        if bits == 1:
-            numbers = signs(tile, field, splat(scale))
-        else:
-            numbers = codes(tile, field, bits)
+        numbers = signs(tile, field, splat(scale)) if bits == 1 else codes(tile, field, bits)
         # In order, so that the next one writes over what is too much of this.
         store_floats(into + field * width * 4, numbers)
 
 
 @compiled
 def spread_rest(into, padded, term, row, whole, k):
-    """Δ of columns `whole` to k of a row, and up to 64 columns of anything after them. `whole` is of full tiles, or 0."""
+    """Δ of columns `whole` to k of a row, and up to 64 of anything after them; `whole` is of full tiles, or 0."""
     kind, words = term[KIND], term[DATA] + row * term[DATA_STRIDE]
     scales, group = term[SCALES] + row * term[SCALES_STRIDE], term[COLUMNS]
     bits = 1 if kind == SIGNS else 4 if kind == INT4 else 8

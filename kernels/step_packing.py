@@ -21,7 +21,8 @@ def tally(tables, lengths, moves, exponents, largest, raw, count):
     stride = LANES * 8 if count >= 64 * LANES else LANES
     for first in range(0, count, stride):
         for at in range(first, min(first + LANES, count)):
-            depth, code = min(largest - exponents[at], SPAN - 1), min(code_of(moves[at] >> (8 * raw)), 511)
+            depth = min(largest - np.int64(exponents[at]), SPAN - 1)
+            code = min(code_of(np.int64(moves[at]) >> (8 * raw)), 511)
             tables[0, depth, lengths[code]] += 1
             tables[1, depth, lengths[max(code - 1, 0)]] += code > 0
     return stride // LANES
@@ -81,12 +82,12 @@ def put(out, at, value):
 
 
 @compiled
-def patches(out, at, left, count, far, size):
+def patches(out, at, left, places, far, size):
     """Those of one byte, or the `far` ones, of `size` bytes; where they end."""
     last = 0
-    for place in range(count):
-        moved = left[place]
-        if moved and (moved < -128 or moved > 127) == far:
+    for number in range(len(left)):
+        moved, place = np.int64(left[number]), np.int64(places[number])
+        if (moved < -128 or moved > 127) == far:
             while place - last > 255:
                 # One that moves nothing.
                 out[at] = 255
@@ -102,12 +103,12 @@ def patches(out, at, left, count, far, size):
 
 
 @compiled
-def write(out, moves, exponents, left, count, size, raw, masked, low, high, top):
-    """One block; how long it is. `left` gets what the patches move."""
+def write(out, moves, exponents, left, places, count, size, raw, masked, low, high, top):
+    """One block; how long it is. `left` and `places` are room for what patches move, and where."""
     at = HEAD
     for plane in range(raw):
         for place in range(count):
-            out[at + place] = moves[place] >> (8 * plane) & 255
+            out[at + place] = np.int64(moves[place]) >> (8 * plane) & 255
         at += count
     mask = at
     if masked:
@@ -117,39 +118,34 @@ def write(out, moves, exponents, left, count, size, raw, masked, low, high, top)
     # Of each lane the byte that was begun last, and how many of its bits are free.
     begun, free = np.zeros(LANES, np.int64), np.zeros(LANES, np.int64)
     bottom = (1 << (8 * raw)) - 1
-    patched = False
+    patched = 0
     for place in range(count):
-        code, width = moves[place] >> (8 * raw), min(max(top - exponents[place], low), high)
-        left[place] = 0
-        if masked:
-            if code == 0:
-                continue
-            code -= code > 0
+        whole = np.int64(moves[place])
+        code, width = whole >> (8 * raw), min(max(top - np.int64(exponents[place]), low), high)
+        coded = np.int64(masked == 0 or code != 0)
+        code -= masked & (code > 0)
         if code_of(code) >> width:
-            patched = True
             # All but what the raw bytes alone move.
-            left[place] = moves[place] - (moves[place] & bottom)
-            if masked:
-                continue
-            code = 0
-        elif masked:
-            out[mask + place // 8] |= 1 << (place % 8)
+            left[patched], places[patched] = whole - (whole & bottom), place
+            patched += 1
+            code, coded = 0, 1 - masked
+        if masked:
+            out[mask + place // 8] |= coded << (place % 8)
+        # No branches where they could not be foreseen.
+        width *= coded
         code &= (1 << width) - 1
         lane = place % LANES
         room = free[lane]
         out[begun[lane]] |= code << (8 - room) & 255
         out[at] = code >> room
-        if width > room:
-            begun[lane] = at
-            at += 1
-            room += 8
-        free[lane] = room - width
+        more = np.int64(width > room)
+        begun[lane] += (at - begun[lane]) * more
+        at += more
+        free[lane] = room - width + 8 * more
     near = at
-    if patched:
-        at = patches(out, at, left, count, False, 1)
+    at = patches(out, at, left[:patched], places, False, 1)
     far = at
-    if patched:
-        at = patches(out, at, left, count, True, size)
+    at = patches(out, at, left[:patched], places, True, size)
     out[0], out[1], out[2], out[3], out[4], out[5] = raw, masked, low, high, top, 0
     put(out, 6, near - start)
     put(out, 8, (far - near) // 2)
@@ -187,7 +183,8 @@ def pack(out, ours, theirs, size, shift, field, lengths):
     `out` has room for a head and all the numbers of each block.
     """
     at = 0
-    moves, exponents, left = np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64), np.empty(BLOCK, np.int64)
+    moves, exponents = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.uint8)
+    left, places = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
     cost, tables = np.empty((SPAN, 9), np.int64), np.empty((2, SPAN, FAR + 1), np.int64)
     last = np.empty((size, 2, 3), np.int64)
     last[:, :] = np.array([0, 8, 2])
@@ -202,11 +199,11 @@ def pack(out, ours, theirs, size, shift, field, lengths):
         for place in range(count):
             exponents[place] = np.int64(b[place]) >> shift & field
         for place in range(count):
-            largest = max(largest, exponents[place])
+            largest = max(largest, np.int64(exponents[place]))
         raw, masked, low, high, top = choose(cost, tables, lengths, moves, exponents, largest, last, size, count)
-        length = write(one, moves, exponents, left, count, size, raw, masked, low, high, top)
+        length = write(one, moves, exponents, left, places, count, size, raw, masked, low, high, top)
         if length > HEAD + size * count:
-            length = write(one, moves, exponents, left, count, size, size - 1, 0, 8, 8, 0)
+            length = write(one, moves, exponents, left, places, count, size, size - 1, 0, 8, 8, 0)
         out[at : at + length] = one[:length]
         at += length
     return at

@@ -29,15 +29,15 @@ class Malformed(ValueError):
     """Bytes that no `pack` made."""
 
 
-def pack(ours: torch.Tensor, theirs: torch.Tensor) -> np.ndarray:
-    """Flat tensors E and B, contiguous, on the CPU, of one dtype (bf16, fp16 or fp32) → uint8 [n].
+def pack(ours: torch.Tensor, theirs: torch.Tensor) -> list[np.ndarray]:
+    """Flat tensors E and B, contiguous, on the CPU, of one dtype (bf16, fp16 or fp32) → uint8 [n], in pieces.
 
     n is at most their bytes and HEAD for each block. The same numbers give the same bytes where numba is, and where it
     is not; those of the two may differ.
     """
     shift, field = EXPONENTS[ours.dtype]
     if not use_numba(ours):
-        return step_blocks.pack(patterns(ours), patterns(theirs), shift, field)
+        return [step_blocks.pack(patterns(ours), patterns(theirs), shift, field)]
     from .step_packing import pack as pack_compiled
 
     size, e, b = ours.element_size(), patterns(ours), patterns(theirs)
@@ -51,7 +51,7 @@ def pack(ours: torch.Tensor, theirs: torch.Tensor) -> np.ndarray:
             found[number] = room[:length].copy()
 
     shared(some, len(found))
-    return np.concatenate(found)
+    return found
 
 
 def unpack(out: torch.Tensor, base: torch.Tensor, stored: np.ndarray) -> None:

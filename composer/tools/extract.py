@@ -24,7 +24,7 @@ Progress = Callable[[str, int], None]
 """Called with each tensor's name and size in bytes when it is done."""
 
 
-AHEAD = 1 << 28
+AHEAD = 1 << 27
 """Bytes of two pairs of tensors that may be in memory at a time."""
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 
@@ -30,9 +31,10 @@ class Exact(Codec):
         return {"bytes": (torch.uint8, (self.size + -self.size % 4,))}
 
     def encode(self, expert: torch.Tensor, base: torch.Tensor) -> tuple["Exact", Parts]:
-        packed = torch.from_numpy(pack(expert.reshape(-1), base.reshape(-1)))
-        codec = Exact(size=len(packed))
-        return codec, {"bytes": torch.nn.functional.pad(packed, (0, -len(packed) % 4))}
+        packed = pack(expert.reshape(-1), base.reshape(-1))
+        size = sum(map(len, packed))
+        stored = np.concatenate([*packed, np.zeros(-size % 4, np.uint8)])
+        return Exact(size=size), {"bytes": torch.from_numpy(stored)}
 
     def _decode(self, parts: Parts, base: torch.Tensor, out: torch.Tensor) -> None:
         try:
