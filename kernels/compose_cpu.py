@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn.functional import pad
 
 from .compose_loops import ADDED, BLOCK, DATA, DENSE, INT4, INT8, SIGNS, XOR, blend_rows
-from .compose_torch import CHUNK, chunks, compose_torch
+from .compose_torch import CHUNK, compose_torch
 from .delta import BITS, Delta, Dense, Factors, Packed, Signs, Xor, size
 from .lanes import HAS_HALF, LANES, LIKE
 from .planar import word_count
@@ -54,15 +55,11 @@ def run(out: torch.Tensor, base: torch.Tensor, terms: list[tuple[float, Delta]])
     held: list[torch.Tensor] = []
     table = np.array([entry(delta, k, width, held) for _, delta in terms], np.int64)
     weights = np.array([w for w, _ in terms], np.float32)
-    factors = [
-        (number, Factors(delta.a.float(), delta.b.float(), delta.scale))
-        for number, (_, delta) in enumerate(terms)
-        if isinstance(delta, Factors)
-    ]
+    factors = [(number, delta) for number, (_, delta) in enumerate(terms) if isinstance(delta, Factors)]
     odd = any(isinstance(delta, Packed) and delta.group & (delta.group - 1) for _, delta in terms)
     whole = 0 if odd else k - k % max(tile(delta) for _, delta in terms)
 
-    def matrix(part: slice) -> None:
+    def matrix(part: slice, table: Any = table) -> None:
         place = out.data_ptr(), base.data_ptr(), table, weights, part.start, part.stop
         blend_rows(*place, k, whole, width, like, *scratch(len(terms), k - whole))
 
@@ -74,17 +71,30 @@ def run(out: torch.Tensor, base: torch.Tensor, terms: list[tuple[float, Delta]])
         space = scratch(len(terms), count % LANES)
         blend_rows(out_at, base_at, here, weights, 0, 1, count, count - count % LANES, width, like, *space)
 
+    def products(part: slice) -> None:
+        from .product_loops import product
+
+        step = max(1, CHUNK // max(1, k))
+        room = np.empty((len(factors), step, wide), np.float32)
+        for first in range(part.start, part.stop, step):
+            here, own = slice(first, min(first + step, part.stop)), table.copy()
+            for into, (number, _), (a, b, scale) in zip(room, factors, padded, strict=True):
+                place = into.ctypes.data, b[here].data_ptr(), a.data_ptr()
+                product(*place, here.stop - first, b.shape[1], wide, np.float32(scale))
+                own[number, DATA] = into.ctypes.data - first * wide * 4
+            matrix(here, own)
+
     if shape is None:
         shared(flat, -(-k // BLOCK), k // CHUNK)
     elif not factors:
         shared(matrix, rows, rows * k // CHUNK)
     else:
-        for part, _ in chunks([delta for _, delta in terms]):
-            # Products of as many rows at a time as in the torch twin, so that they are the same numbers.
-            deltas = [delta.delta(part).contiguous() for _, delta in factors]
-            for (number, _), delta in zip(factors, deltas, strict=True):
-                table[number, DATA] = delta.data_ptr() - part.start * k * 4
-            matrix(part)
+        wide = k + -k % LANES
+        padded = [
+            (pad(delta.a.float(), (0, wide - k)).contiguous(), delta.b.float().contiguous(), delta.scale)
+            for _, delta in factors
+        ]
+        shared(products, rows, rows * k // CHUNK)
 
 
 def scratch(terms: int, rest: int) -> tuple[Any, Any]:
@@ -136,6 +146,6 @@ def entry(delta: Delta, k: int, width: int, held: list[torch.Tensor]) -> list[in
     if isinstance(delta, Signs):
         return [SIGNS, at(delta.words), delta.words.shape[1] * 4, at(delta.scales), 4, 0, k]
     if isinstance(delta, Factors):
-        return [ADDED, 0, k * 4, 0, 0, 0, 0]
+        return [ADDED, 0, (k + -k % LANES) * 4, 0, 0, 0, 0]
     kind, numbers = (DENSE, delta.values) if isinstance(delta, Dense) else (XOR, delta.pattern)
     return [kind, at(numbers), k * width, 0, 0, 0, 0]

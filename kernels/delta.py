@@ -100,9 +100,14 @@ class Factors:
         return self.b.shape[0], self.a.shape[1]
 
     def delta(self, rows: slice) -> torch.Tensor:
-        """Δ̂ [rows, K] fp32."""
-        product = self.b[rows].float() @ self.a.float()
-        return product if self.scale == 1.0 else product * self.scale
+        """Δ̂ [rows, K] fp32. On a CPU it is summed over r in order, because a BLAS' order hangs on its threads."""
+        a, b = self.a.float(), self.b[rows].float()
+        if b.device.type != "cpu":
+            return b @ a * self.scale
+        total = b.new_zeros(len(b), a.shape[1])
+        for column, row in zip(b.T, a, strict=True):
+            total += column[:, None] * row
+        return total * self.scale
 
     def decode(self, base: torch.Tensor, rows: slice) -> torch.Tensor:
         return (base.float() + self.delta(rows)).to(base.dtype)

@@ -86,7 +86,7 @@ def patches(out, at, left, places, far, size):
     """Those of one byte, or the `far` ones, of `size` bytes; where they end."""
     last = 0
     for number in range(len(left)):
-        moved, place = np.int64(left[number]), np.int64(places[number])
+        moved, place = int(left[number]), int(places[number])
         if (moved < -128 or moved > 127) == far:
             while place - last > 255:
                 # One that moves nothing.
@@ -138,7 +138,7 @@ def write(out, moves, exponents, left, places, count, size, raw, masked, low, hi
         room = free[lane]
         out[begun[lane]] |= code << (8 - room) & 255
         out[at] = code >> room
-        more = np.int64(width > room)
+        more = int(width > room)
         begun[lane] += (at - begun[lane]) * more
         at += more
         free[lane] = room - width + 8 * more
@@ -199,7 +199,7 @@ def pack(out, ours, theirs, size, shift, field, lengths):
         for place in range(count):
             exponents[place] = np.int64(b[place]) >> shift & field
         for place in range(count):
-            largest = max(largest, np.int64(exponents[place]))
+            largest = max(largest, int(exponents[place]))
         raw, masked, low, high, top = choose(cost, tables, lengths, moves, exponents, largest, last, size, count)
         length = write(one, moves, exponents, left, places, count, size, raw, masked, low, high, top)
         if length > HEAD + size * count:

@@ -110,6 +110,24 @@ def test_threads(kinds):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("rows, k, rank", [(7, 8960, 16), (7, 1536, 300), (4864, 896, 8)])
+@pytest.mark.parametrize("kernel", [compose_torch, compose_compiled])
+def test_factors_are_one_sum_whatever_the_threads(kernel, rows, k, rank):
+    """A BLAS' order of summing hangs on them."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(rank, k, generator=generator), torch.randn(rows, rank, generator=generator)
+    before, base, found = torch.get_num_threads(), torch.zeros(rows * k), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(torch.empty_like(base))
+            kernel(found[-1], base, [(1.0, [Factors(a, b)])], 0.0)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    torch.testing.assert_close(found[0].view(rows, k), b @ a, rtol=1e-5, atol=1e-4)
+
+
 def test_deltas_that_follow_each_other():
     generator = torch.Generator().manual_seed(0)
     base = numbers(3 * 130 + 77, torch.bfloat16, generator)
