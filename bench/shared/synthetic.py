@@ -51,7 +51,12 @@ def write_pair(root: Path, hidden: int, depth: int) -> None:
         for tensor in base.values():
             tensor.copy_(tensor.bfloat16() + DELTA_STD * torch.randn(tensor.shape, generator=generator))
         save_file({name: tensor.bfloat16() for name, tensor in base.items()}, root / "expert" / file)
-    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": depth}
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "num_hidden_layers": depth,
+        "tie_word_embeddings": False,
+    }
     for model in ("base", "expert"):
         (root / model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
         (root / model / "config.json").write_text(json.dumps(config))
