@@ -13,7 +13,7 @@ A family of random numbers: a base, a task expert `math` and languages, 3.1 GB e
 each with one short prompt for one token, and then three times more: what the first request took longer than the median
 of the others is `making`, and GB/s are the bytes of the new pages by that. `of copy` is the share of what the faster of
 one and two threads copies in memory, measured just before. Files are in the page cache (--warm-memory: and as much
-memory as may be needed has been used just before, see shared/fresh.py). All this is seen from outside, by HTTP and
+memory as may be needed was in use a moment before, see shared/fresh.py). All this is seen from outside, by HTTP and
 /proc. Memory is the engine's process; `peak` what it had at most beside what it keeps.
 
 Disk: 3.1 GB for each model, and for each archive 27% (exact) or less of that; memory: about 20 GB with two languages.
@@ -25,12 +25,14 @@ a whole expert and a new language. A stage's seconds are on the wall; packing go
 import argparse
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,6 +51,7 @@ SMALL = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4
 CODECS = ("exact", "int8", "int4", "sign", "lowrank")
 OPTIONS = ("--kv-cache-memory-bytes", "256M", "--max-model-len", "512", *EAGER)
 AGAIN = 3
+HUGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 @dataclass(frozen=True)
@@ -112,15 +115,13 @@ class Trial:
 
     def make(self, what: str, name: str, bytes: int, files: list[Path]) -> Made:
         read_all(files)
-        if self.warm:
-            # An arena's pages are read into other memory first, and tied embeddings may be kept twice.
-            fresh.warm(2 * bytes + bytes // 2)
-            read_all(files)
         copy = max(self.speeds.copy().values())
         engine = self.running.engine
         before, together = memory_of(engine), proportional(self.running.processes)
         forget_peak(engine)
-        first = self.ask(name)
+        # An arena's pages are read into other memory first, and tied embeddings may be kept twice.
+        with fresh.warm(2 * bytes + bytes // 2) if self.warm else nullcontext():
+            first = self.ask(name)
         most = peak(engine)
         again = statistics.median(self.ask(name) for _ in range(AGAIN))
         after = memory_of(engine)
@@ -218,9 +219,9 @@ def on_paper(report: Report, given: list[str]) -> None:
 
 
 def stages(report: Report, family: Path, model: Model, pages: str) -> None:
-    def ready() -> None:
+    def ready() -> AbstractContextManager[None]:
         read_all(family.parent.glob("*/*.safetensors"))
-        fresh.warm(2 * model.bytes())
+        return fresh.warm(2 * model.bytes())
 
     sizes = {"math": model.bytes(), "math+language-1": model.bytes(model.own)}
     for name, (making, clock) in profile(family, list(sizes), pages, ready).items():
@@ -249,6 +250,9 @@ def main() -> None:
         "--speeds", nargs="+", default=[], metavar="NAME=GB/s", help=f"for --paper: {', '.join(SPEEDS)}"
     )
     args = parser.parse_args()
+    if args.stages and HUGE.keys() - os.environ.keys():
+        # As the processes of a server are started.
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **HUGE})
     if args.paper:
         on_paper(Report(args.csv), args.speeds)
         return

@@ -15,8 +15,8 @@ of all of them, are recorded in five phases, each of them with answers that have
 In all but the first another client asks for compositions that are there, one after another with a pause of 0.1 s:
 what its requests took is in the column `beside`. So the phases differ in what is new alone. `first token` is of the
 requests that the phase is named for. Each server is started afresh, on the first of --cores cores, and the clients are
-on the others, if there are any. Prompts are of 24 tokens, files in the page cache; memory for the pages has been used
-just before (shared/fresh.py).
+on the others, if there are any. Prompts are of 24 tokens, files in the page cache; memory for the pages was in use
+a moment before (shared/fresh.py).
 
 Every new composition is `math` with another language, and makes 150 MB of pages: 4 layers of 23.6 MB that are the
 language's, 2 that are averaged with `math` and read from both, and a stem of 8.4 MB. The middle layers are math's, and
@@ -139,9 +139,9 @@ async def tried(running: Served, names: Sequence[str], new: int, seconds: float,
         ]
         for number, (title, at_once) in enumerate((("new", 1), ("new 4", 4))):
             await asyncio.sleep(SETTLED)
-            fresh.warm(new * size * 3 // 2)
             first = READY + number * new
-            phases.append(await trial.phase(title, names[first : first + new], at_once))
+            with fresh.warm(new * size * 3 // 2):
+                phases.append(await trial.phase(title, names[first : first + new], at_once))
         return phases
 
 

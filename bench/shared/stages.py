@@ -5,7 +5,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,10 +60,12 @@ def clocked() -> Iterator[Clock]:
             setattr(owner, name, function)
 
 
-def profile(family: Path, names: list[str], pages: str, ready: Callable[[], None]) -> dict[str, tuple[float, Clock]]:
+def profile(
+    family: Path, names: list[str], pages: str, ready: Callable[[], AbstractContextManager[None]]
+) -> dict[str, tuple[float, Clock]]:
     """For each composition, made one after the other: seconds from asking until it is there, and its stages.
 
-    `ready` is called before each. The engine is one of this process, so the process should do nothing else.
+    `ready` is entered around each. The engine is one of this process, so the process should do nothing else.
     """
     from layerloom.server import Runtime
 
@@ -72,8 +74,7 @@ def profile(family: Path, names: list[str], pages: str, ready: Callable[[], None
     with Runtime(family, pages=pages, enforce_eager=True, **options) as runtime:
         runtime.generate("base", prompt, max_tokens=1)
         for name in names:
-            ready()
-            with clocked() as clock:
+            with ready(), clocked() as clock:
                 start = time.perf_counter()
                 runtime.generate(name, prompt, max_tokens=1)
                 first = time.perf_counter() - start
