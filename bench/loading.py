@@ -31,8 +31,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,13 +114,13 @@ class Trial:
         return time.perf_counter() - began
 
     def make(self, what: str, name: str, bytes: int, files: list[Path]) -> Made:
-        read_all(files)
         copy = max(self.speeds.copy().values())
         engine = self.running.engine
         before, together = memory_of(engine), proportional(self.running.processes)
         forget_peak(engine)
         # An arena's pages are read into other memory first, and tied embeddings may be kept twice.
         with fresh.warm(2 * bytes + bytes // 2) if self.warm else nullcontext():
+            read_all(files)
             first = self.ask(name)
         most = peak(engine)
         again = statistics.median(self.ask(name) for _ in range(AGAIN))
@@ -219,9 +219,11 @@ def on_paper(report: Report, given: list[str]) -> None:
 
 
 def stages(report: Report, family: Path, model: Model, pages: str) -> None:
-    def ready() -> AbstractContextManager[None]:
-        read_all(family.parent.glob("*/*.safetensors"))
-        return fresh.warm(2 * model.bytes())
+    @contextmanager
+    def ready() -> Iterator[None]:
+        with fresh.warm(2 * model.bytes()):
+            read_all(family.parent.glob("*/*.safetensors"))
+            yield
 
     sizes = {"math": model.bytes(), "math+language-1": model.bytes(model.own)}
     for name, (making, clock) in profile(family, list(sizes), pages, ready).items():
