@@ -21,7 +21,7 @@ STEP = 2 << 20
 
 SPARE = 3 << 28
 """Bytes that are free and may not have been used for long."""
-AHEAD, CHUNK = 1 << 29, 1 << 26
+AHEAD, CHUNK = 1 << 31, 1 << 26
 """Bytes freed before they are asked for, and how many at a time."""
 
 
