@@ -16,7 +16,8 @@ one and two threads copies in memory, measured just before. Files are in the pag
 memory as may be needed was in use a moment before, see shared/fresh.py). All this is seen from outside, by HTTP and
 /proc. Memory is the engine's process; `peak` what it had at most beside what it keeps.
 
-Disk: 3.1 GB for each model, and for each archive 27% (exact) or less of that; memory: about 20 GB with two languages.
+Disk: 3.1 GB for each model, and for each archive 10% (sign) to 45% (int8) of that; memory: about 20 GB with two
+languages.
 
 --stages measures instead where the time goes, inside an engine of this process (shared/stages.py): for the checkpoints,
 a whole expert and a new language. A stage's seconds are on the wall; packing goes on while the next matrix is read.
@@ -51,7 +52,6 @@ SMALL = {"hidden_size": 256, "intermediate_size": 1024, "num_attention_heads": 4
 CODECS = ("exact", "int8", "int4", "sign", "lowrank")
 OPTIONS = ("--kv-cache-memory-bytes", "256M", "--max-model-len", "512", *EAGER)
 AGAIN = 3
-HUGE = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
 @dataclass(frozen=True)
@@ -252,9 +252,12 @@ def main() -> None:
         "--speeds", nargs="+", default=[], metavar="NAME=GB/s", help=f"for --paper: {', '.join(SPEEDS)}"
     )
     args = parser.parse_args()
-    if args.stages and HUGE.keys() - os.environ.keys():
+    if args.stages and "GLIBC_TUNABLES" not in os.environ:
         # As the processes of a server are started.
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **HUGE})
+        from layerloom.server.options import prepare_environment
+
+        prepare_environment()
+        os.execv(sys.executable, [sys.executable, *sys.argv])
     if args.paper:
         on_paper(Report(args.csv), args.speeds)
         return

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 
-from .delta import BITS
+from .delta import patterns
 from .dispatch import use_numba
 from .planar import pack
 from .threads import shared
@@ -31,7 +30,7 @@ def quantize(
 
         def some(share: slice) -> None:
             numbers = words[share].numpy(), scales[share].view(torch.int16).numpy().view("u2")
-            check(quantize_compiled(*numbers, *patterns(expert[share], base[share]), bits, group), share)
+            check(quantize_compiled(*numbers, patterns(expert[share]), patterns(base[share]), bits, group), share)
 
         shared(some, len(words), expert.numel() // CHUNK)
         return
@@ -53,7 +52,7 @@ def take_signs(words: torch.Tensor, scales: torch.Tensor, expert: torch.Tensor, 
 
         def some(share: slice) -> None:
             numbers = words[share].numpy(), scales[share].numpy()
-            check(take_compiled(*numbers, *patterns(expert[share], base[share])), share)
+            check(take_compiled(*numbers, patterns(expert[share]), patterns(base[share])), share)
 
         shared(some, len(words), expert.numel() // CHUNK)
         return
@@ -64,10 +63,6 @@ def take_signs(words: torch.Tensor, scales: torch.Tensor, expert: torch.Tensor, 
 
 def compiles(expert: torch.Tensor) -> bool:
     return use_numba(expert) and expert.dtype in (torch.bfloat16, torch.float32)
-
-
-def patterns(*tensors: torch.Tensor) -> list[np.ndarray]:
-    return [tensor.view(BITS[tensor.element_size()]).numpy().view(f"u{tensor.element_size()}") for tensor in tensors]
 
 
 def check(row: int, share: slice) -> None:

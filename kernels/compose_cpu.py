@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch.nn.functional import pad
 
-from .compose_loops import ADDED, BLOCK, DATA, DENSE, INT4, INT8, SIGNS, XOR, blend_rows
+from .compose_loops import ADDED, BLOCK, DATA, DATA_STRIDE, DENSE, INT4, INT8, SIGNS, XOR, blend_rows
 from .compose_torch import CHUNK, compose_torch
 from .delta import BITS, Delta, Dense, Factors, Packed, Signs, Xor, size
 from .lanes import HAS_HALF, LANES, LIKE
 from .planar import word_count
+from .product_loops import product
 from .threads import shared
 
 
@@ -72,8 +73,6 @@ def run(out: torch.Tensor, base: torch.Tensor, terms: list[tuple[float, Delta]])
         blend_rows(out_at, base_at, here, weights, 0, 1, count, count - count % LANES, width, like, *space)
 
     def products(part: slice) -> None:
-        from .product_loops import product
-
         step = max(1, CHUNK // max(1, k))
         room = np.empty((len(factors), step, wide), np.float32)
         for first in range(part.start, part.stop, step):
@@ -81,7 +80,7 @@ def run(out: torch.Tensor, base: torch.Tensor, terms: list[tuple[float, Delta]])
             for into, (number, _), (a, b, scale) in zip(room, factors, padded, strict=True):
                 place = into.ctypes.data, b[here].data_ptr(), a.data_ptr()
                 product(*place, here.stop - first, b.shape[1], wide, np.float32(scale))
-                own[number, DATA] = into.ctypes.data - first * wide * 4
+                own[number, DATA], own[number, DATA_STRIDE] = into.ctypes.data - first * wide * 4, wide * 4
             matrix(here, own)
 
     if shape is None:
@@ -146,6 +145,6 @@ def entry(delta: Delta, k: int, width: int, held: list[torch.Tensor]) -> list[in
     if isinstance(delta, Signs):
         return [SIGNS, at(delta.words), delta.words.shape[1] * 4, at(delta.scales), 4, 0, k]
     if isinstance(delta, Factors):
-        return [ADDED, 0, (k + -k % LANES) * 4, 0, 0, 0, 0]
+        return [ADDED, 0, 0, 0, 0, 0, 0]
     kind, numbers = (DENSE, delta.values) if isinstance(delta, Dense) else (XOR, delta.pattern)
     return [kind, at(numbers), k * width, 0, 0, 0, 0]

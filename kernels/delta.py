@@ -2,12 +2,19 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from .planar import unpack
 
 BITS = {2: torch.int16, 4: torch.int32}
 """The integers that hold the bit patterns of a dtype, by its size in bytes."""
+
+
+def patterns(tensor: torch.Tensor) -> np.ndarray:
+    """The bit patterns of floats on the CPU as numbers without a sign, in the same memory."""
+    found: np.ndarray = tensor.view(BITS[tensor.element_size()]).numpy()
+    return found.view(f"u{tensor.element_size()}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from . import step_blocks
-from .delta import BITS
+from .delta import patterns
 from .dispatch import has_numba, use_numba
 from .step_blocks import BLOCK
 from .threads import shared
@@ -101,9 +101,3 @@ def compiled_already(tensor: torch.Tensor) -> bool:
 
 def blocks(tensor: torch.Tensor) -> int:
     return -(-tensor.numel() // BLOCK)
-
-
-def patterns(tensor: torch.Tensor) -> np.ndarray:
-    """The bit patterns as numbers without a sign, in the same memory."""
-    found: np.ndarray = tensor.view(BITS[tensor.element_size()]).numpy()
-    return found.view(f"u{tensor.element_size()}")

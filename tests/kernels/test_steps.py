@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layerloom.kernels import step_blocks
-from layerloom.kernels.delta import BITS
+from layerloom.kernels.delta import BITS, patterns
 from layerloom.kernels.dispatch import WORTHWHILE
 from layerloom.kernels.step_blocks import BLOCK, HEAD
-from layerloom.kernels.steps import EXPONENTS, Malformed, pack, patterns, unpack
+from layerloom.kernels.steps import EXPONENTS, Malformed, pack, unpack
 
 pytest.importorskip("numba")
 
