@@ -3,80 +3,38 @@
 import numpy as np
 
 from .compose_loops import compiled
-from .lanes import LANES
+from .lanes import LANES, copy, peek, poke
+from .short_codes import (
+    bits_of,
+    chosen,
+    get_bytes,
+    moved,
+    moves,
+    only,
+    put_bytes,
+    short_of,
+    squeeze,
+    too_wide,
+    without_bytes,
+    without_zero,
+)
+from .shorts import above, exponents, less_by, more_at, negative, ones, rest, short, widths
 from .step_blocks import BLOCK, FAR, HEAD, SPAN
+from .step_widths import choose, sample
+
+ROWS = BLOCK // LANES
+ROW = LANES * 4
+"""Bytes of what is noted of a row: codes, widths and bits that are free before it, a byte for each, and a mask."""
+
+SCRATCH = LANES * 8 + ROWS * ROW
+"""Bytes that packing a block takes beside it."""
+
+SLACK = LANES
+"""Bytes past a block's end that may change."""
 
 
 @compiled
-def code_of(moved):
-    """0, -1, 1, -2, … as 0, 1, 2, 3, …: it has as many bits as the move takes."""
-    return (moved << 1) ^ (moved >> 63)
-
-
-@compiled
-def tally(tables, lengths, moves, exponents, largest, raw, count):
-    """How many moves have which exponent and how many bits above the raw bytes; and so without the 0s, less 1."""
-    tables[:] = 0
-    # Every eighth row says enough.
-    stride = LANES * 8 if count >= 64 * LANES else LANES
-    for first in range(0, count, stride):
-        for at in range(first, min(first + LANES, count)):
-            depth = min(largest - np.int64(exponents[at]), SPAN - 1)
-            code = min(code_of(np.int64(moves[at]) >> (8 * raw)), 511)
-            tables[0, depth, lengths[code]] += 1
-            tables[1, depth, lengths[max(code - 1, 0)]] += code > 0
-    return stride // LANES
-
-
-@compiled
-def weigh(cost, table, size):
-    """cost[depth, width]: bits, of codes of that width and of patches for what does not fit."""
-    for depth in range(SPAN):
-        total = 0
-        for length in range(FAR + 1):
-            total += table[depth, length]
-        over = total
-        far = table[depth, FAR] * 8 * (1 + size)
-        for width in range(9):
-            over -= table[depth, width]
-            cost[depth, width] = total * width + (over - table[depth, FAR]) * 16 + far
-
-
-@compiled
-def total(cost, low, high, top):
-    """`top` is the width at depth 0, not cut."""
-    found = 0
-    for depth in range(SPAN):
-        found += cost[depth, min(max(top + depth, low), high)]
-    return found
-
-
-@compiled
-def settle(cost, best):
-    """Makes low, high and top better step by step; returns what they cost."""
-    least = total(cost, best[0], best[1], best[2])
-    better = True
-    while better:
-        better = False
-        for which in range(3):
-            for by in (-1, 1):
-                low, high, top = best[0], best[1], best[2]
-                if which == 0:
-                    low += by
-                elif which == 1:
-                    high += by
-                else:
-                    top += by
-                if 0 <= low <= high <= 8 and -SPAN <= top <= 8:
-                    found = total(cost, low, high, top)
-                    if found < least:
-                        least, better = found, True
-                        best[0], best[1], best[2] = low, high, top
-    return least
-
-
-@compiled
-def put(out, at, value):
+def pair(out, at, value):
     out[at] = value & 255
     out[at + 1] = value >> 8
 
@@ -103,107 +61,132 @@ def patches(out, at, left, places, far, size):
 
 
 @compiled
-def write(out, moves, exponents, left, places, count, size, raw, masked, low, high, top):
-    """One block; how long it is. `left` and `places` are room for what patches move, and where."""
-    at = HEAD
-    for plane in range(raw):
-        for place in range(count):
-            out[at + place] = np.int64(moves[place]) >> (8 * plane) & 255
-        at += count
-    mask = at
-    if masked:
-        at += 4 * ((count + LANES - 1) // LANES)
-        out[mask:at] = 0
-    start = at
-    # Of each lane the byte that was begun last, and how many of its bits are free.
-    begun, free = np.zeros(LANES, np.int64), np.zeros(LANES, np.int64)
-    bottom = (1 << (8 * raw)) - 1
-    patched = 0
-    for place in range(count):
-        whole = np.int64(moves[place])
-        code, width = whole >> (8 * raw), min(max(top - np.int64(exponents[place]), low), high)
-        coded = np.int64(masked == 0 or code != 0)
-        code -= masked & (code > 0)
-        if code_of(code) >> width:
-            # All but what the raw bytes alone move.
-            left[patched], places[patched] = whole - (whole & bottom), place
-            patched += 1
-            code, coded = 0, 1 - masked
+def outline(begin, e, b, left, places, count, size, like, scratch, raw, masked, low, high, top):
+    """Writes raw bytes and mask, and notes for each row the codes and how they lie in bytes.
+
+    Returns how many patches there are, in `left` and `places`.
+    """
+    low, high, top, eight, free = short(low), short(high), short(top), short(8), short(0)
+    spare, rows = scratch, scratch + LANES * 8
+    patched, bottom = 0, (1 << (8 * raw)) - 1
+    mask = begin + HEAD + raw * count
+    for first in range(0, count, LANES):
+        live, ours, theirs = np.uint32(0xFFFFFFFF), e + first * size, b + first * size
+        some = min(LANES, count - first)
+        if some < LANES:
+            live = np.uint32((1 << some) - 1)
+            for at in range(LANES):
+                poke(spare + at * 8, np.uint64(0))
+            copy(spare, ours, some * size)
+            copy(spare + LANES * 4, theirs, some * size)
+            ours, theirs = spare, spare + LANES * 4
+        whole = moves(ours, theirs, like)
+        width = widths(exponents(theirs, like), top, low, high, live)
+        for plane in range(raw):
+            place = begin + HEAD + plane * count + first
+            if some < LANES:
+                put_bytes(spare, without_bytes(whole, plane))
+                copy(place, spare, some)
+            else:
+                put_bytes(place, without_bytes(whole, plane))
+        code, coded = without_bytes(whole, raw), live
         if masked:
-            out[mask + place // 8] |= coded << (place % 8)
-        # No branches where they could not be foreseen.
-        width *= coded
-        code &= (1 << width) - 1
-        lane = place % LANES
-        room = free[lane]
-        out[begun[lane]] |= code << (8 - room) & 255
-        out[at] = code >> room
-        more = int(width > room)
-        begun[lane] += (at - begun[lane]) * more
-        at += more
-        free[lane] = room - width + 8 * more
-    near = at
-    at = patches(out, at, left[:patched], places, False, 1)
-    far = at
-    at = patches(out, at, left[:patched], places, True, size)
-    out[0], out[1], out[2], out[3], out[4], out[5] = raw, masked, low, high, top, 0
-    put(out, 6, near - start)
-    put(out, 8, (far - near) // 2)
-    put(out, 10, (at - far) // (1 + size))
-    return at
+            coded &= moved(code)
+            code = without_zero(code)
+        bad = coded & too_wide(code, width)
+        if masked:
+            coded &= ~bad
+            width = only(width, coded)
+            poke(mask + first // 8, np.uint32(coded))
+        code = only(bits_of(short_of(code), width), coded & ~bad)
+        while bad:
+            lane = ones(np.uint32(~bad & (bad - np.uint32(1))))
+            place = first + lane
+            bad &= bad - np.uint32(1)
+            far = signed_move(e + place * size, b + place * size, size, like)
+            # All but what the raw bytes alone move.
+            left[patched], places[patched] = far - (far & bottom), place
+            patched += 1
+        after = less_by(free, width)
+        need = negative(after)
+        row = rows + first // LANES * ROW
+        put_bytes(row, code)
+        put_bytes(row + LANES, width)
+        put_bytes(row + LANES * 2, free)
+        poke(row + LANES * 3, need)
+        free = more_at(after, need, eight)
+    return patched
 
 
 @compiled
-def choose(cost, tables, lengths, moves, exponents, largest, last, size, count):
-    """(raw, masked, low, high, top) that should take least. `last` is what was found before, for raw and masked."""
-    least, found = 8 * size * count, (size - 1, 0, 8, 8, 0)
-    best = np.empty(3, np.int64)
-    for raw in range(size):
-        share = tally(tables, lengths, moves, exponents, largest, raw, count)
-        for masked in range(2):
-            weigh(cost, tables[masked], size)
-            for seed in range(2):
-                best[:] = 0
-                if seed:
-                    best[:] = last[raw, masked]
-                bits = share * settle(cost, best) + (8 * raw + masked) * count
-                if bits < least:
-                    least, found = bits, (raw, masked, best[0], best[1], min(max(best[2] + largest, 0), 255))
-                    last[raw, masked] = best
-        # No more raw bytes where all is small.
-        if least < 4 * size * count:
-            break
-    return found
+def signed_move(e, b, size, like):
+    half = 1 << (8 * size - 1)
+    return ((bits(e, size, like) - bits(b, size, like) + half) & (2 * half - 1)) - half
+
+
+@compiled
+def bits(address, size, like):
+    return np.int64(peek(address, like)) & ((1 << (8 * size)) - 1)
+
+
+@compiled
+def codes(out, count, scratch):
+    """The codes that `outline` noted as bytes, lane by lane; where they end.
+
+    A byte of a lane holds codes of several rows: it is put together from the last row on, and complete in the row that
+    begins it. There its bits lie above those that are free in the one before.
+    """
+    rows, later = scratch + LANES * 8, short(0)
+    end = rows + (count + LANES - 1) // LANES * ROW
+    for at in range(end - ROW, rows - ROW, -ROW):
+        free, need = get_bytes(at + LANES * 2), peek(at + LANES * 3, np.uint32(0))
+        both = above(get_bytes(at), later, get_bytes(at + LANES))
+        put_bytes(at, rest(both, free))
+        later = chosen(need, bits_of(both, free), both)
+    for at in range(rows, end, ROW):
+        need = peek(at + LANES * 3, np.uint32(0))
+        squeeze(out, at, need)
+        out += ones(need)
+    return out
+
+
+@compiled
+def write(out, begin, e, b, left, places, count, size, like, scratch, raw, masked, low, high, top):
+    """One block at `begin`, the address of `out`; how long it is. `left` and `places` are room for patches."""
+    patched = outline(begin, e, b, left, places, count, size, like, scratch, raw, masked, low, high, top)
+    start = HEAD + raw * count + masked * 4 * ((count + LANES - 1) // LANES)
+    near = codes(begin + start, count, scratch) - begin
+    far = patches(out, near, left[:patched], places, False, 1)
+    end = patches(out, far, left[:patched], places, True, size)
+    out[0], out[1], out[2], out[3], out[4], out[5] = raw, masked, low, high, top, 0
+    pair(out, 6, near - start)
+    pair(out, 8, (far - near) // 2)
+    pair(out, 10, (end - far) // (1 + size))
+    return end
 
 
 @compiled(kept=True)
-def pack(out, ours, theirs, size, shift, field, lengths):
+def pack(out, one, begin, e, b, ours, theirs, size, shift, field, lengths, like, scratch):
     """Packs patterns of unsigned numbers of `size` bytes, block by block; how many bytes of `out` they take.
 
-    `out` has room for a head and all the numbers of each block.
+    `out` has room for a head and all the numbers of each block. `e`, `b` and `begin` are the addresses of `ours`,
+    `theirs` and `one`, in which a block is made; that of `scratch` is of SCRATCH bytes.
     """
     at = 0
-    moves, exponents = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.uint8)
+    far, deep = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.uint8)
     left, places = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
     cost, tables = np.empty((SPAN, 9), np.int64), np.empty((2, SPAN, FAR + 1), np.int64)
     last = np.empty((size, 2, 3), np.int64)
     last[:, :] = np.array([0, 8, 2])
-    one = np.empty(HEAD + BLOCK * (4 * size + 4), np.uint8)
-    half = 1 << (8 * size - 1)
     for first in range(0, len(ours), BLOCK):
         count = min(BLOCK, len(ours) - first)
-        largest = 0
-        e, b = ours[first : first + count], theirs[first : first + count]
-        for place in range(count):
-            moves[place] = ((np.int64(e[place]) - np.int64(b[place]) + half) & (2 * half - 1)) - half
-        for place in range(count):
-            exponents[place] = np.int64(b[place]) >> shift & field
-        for place in range(count):
-            largest = max(largest, int(exponents[place]))
-        raw, masked, low, high, top = choose(cost, tables, lengths, moves, exponents, largest, last, size, count)
-        length = write(one, moves, exponents, left, places, count, size, raw, masked, low, high, top)
+        some = slice(first, first + count)
+        share, seen, largest = sample(far, deep, ours[some], theirs[some], size, shift, field)
+        found = choose(cost, tables, lengths, far[:seen], deep[:seen], largest, share, last, size, count)
+        place = e + first * size, b + first * size
+        length = write(one, begin, *place, left, places, count, size, like, scratch, *found)
         if length > HEAD + size * count:
-            length = write(one, moves, exponents, left, places, count, size, size - 1, 0, 8, 8, 0)
+            length = write(one, begin, *place, left, places, count, size, like, scratch, size - 1, 0, 8, 8, 0)
         out[at : at + length] = one[:length]
         at += length
     return at

@@ -14,7 +14,7 @@ import torch
 from . import step_blocks
 from .delta import patterns
 from .dispatch import has_numba, use_numba
-from .step_blocks import BLOCK
+from .step_blocks import BLOCK, HEAD
 from .threads import shared
 
 EXPONENTS = {torch.bfloat16: (7, 255), torch.float16: (10, 31), torch.float32: (23, 255)}
@@ -38,16 +38,21 @@ def pack(ours: torch.Tensor, theirs: torch.Tensor) -> list[np.ndarray]:
     shift, field = EXPONENTS[ours.dtype]
     if not use_numba(ours):
         return [step_blocks.pack(patterns(ours), patterns(theirs), shift, field)]
+    from .lanes import LIKE
+    from .step_packing import SCRATCH, SLACK
     from .step_packing import pack as pack_compiled
 
-    size, e, b = ours.element_size(), patterns(ours), patterns(theirs)
+    size, e, b, like = ours.element_size(), patterns(ours), patterns(theirs), LIKE[ours.dtype]
     found: list[np.ndarray] = [np.empty(0, np.uint8)] * -(-len(e) // SEGMENT)
 
     def some(share: slice) -> None:
+        room = np.empty((size + 1) * min(SEGMENT, len(e)), np.uint8)
+        one, scratch = np.empty(HEAD + BLOCK * (4 * size + 4) + SLACK, np.uint8), np.empty(SCRATCH, np.uint8)
         for number in range(share.start, share.stop):
             span = slice(number * SEGMENT, (number + 1) * SEGMENT)
-            room = np.empty((size + 1) * min(SEGMENT, len(e)), np.uint8)
-            length = pack_compiled(room, e[span], b[span], size, shift, field, step_blocks.LENGTHS)
+            spans = e[span].ctypes.data, b[span].ctypes.data, e[span], b[span]
+            kind = size, shift, field, step_blocks.LENGTHS, like, scratch.ctypes.data
+            length = pack_compiled(room, one, one.ctypes.data, *spans, *kind)
             found[number] = room[:length].copy()
 
     shared(some, len(found))
