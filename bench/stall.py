@@ -3,7 +3,7 @@
     python bench/stall.py [--pages packed arena] [--cores 1 2] [--new 20] [--csv out.csv]
 
 A random Llama of 193 M parameters, 16 layers. Sixteen clients read answers of `base`, token by token. Their gaps, those
-of all of them, are recorded in five phases, each of them with answers that have just begun:
+of all of them, are recorded in phases, each of them with answers that have just begun:
 
     quiet      nothing else for --seconds
     control    requests for compositions that are there already, one token each: one after another, at least --new of
@@ -11,16 +11,17 @@ of all of them, are recorded in five phases, each of them with answers that have
     control 4  the same, four at a time
     new        --new compositions that nobody has asked for, one after another
     new 4      as many again, four at a time
+    …, beside  `control` and `new` again, while another client asks for compositions that are there, one after another
+               with a pause of 0.1 s: what its requests took is in the column `beside`
 
-In all but the first another client asks for compositions that are there, one after another with a pause of 0.1 s:
-what its requests took is in the column `beside`. So the phases differ in what is new alone. `first token` is of the
-requests that the phase is named for. Each server is started afresh, on the first of --cores cores, and the clients are
-on the others, if there are any. Prompts are of 24 tokens, files in the page cache; memory for the pages was in use
-a moment before (shared/fresh.py).
+`first token` is of the requests that the phase is named for. Each server is started afresh, on the first of --cores
+cores, and the clients are on the others, if there are any. Of two cores vLLM computes with one and leaves one to its
+scheduler, if nobody says otherwise, and nobody does here. Prompts are of 24 tokens, files in the page cache; memory for
+the pages was in use a moment before (shared/fresh.py).
 
 Every new composition is `math` with another language, and makes 150 MB of pages: 4 layers of 23.6 MB that are the
 language's, 2 that are averaged with `math` and read from both, and a stem of 8.4 MB. The middle layers are math's, and
-there already. `added` is what the engine's process has grown by for each, which shows that they were made; of 48
+there already. `added` is what the engine's process has grown by for each, which shows that they were made; of 68
 languages 8 are on the disk (1.2 GB) and the others are names of the same files, which the server cannot know.
 Pages of 6 GB are made and kept.
 
@@ -86,8 +87,13 @@ class Trial:
         await self.client.completions.create(model=name, prompt=prompt(next(self._number)), max_tokens=1)
         return time.perf_counter() - began
 
-    async def phase(self, name: str, names: Iterable[str], at_once: int, least: float = 0.0) -> Phase:
-        """Asks for `names`, so many at once, to their end or until `least` seconds have passed."""
+    async def phase(
+        self, name: str, names: Iterable[str], at_once: int, least: float = 0.0, beside: bool = False
+    ) -> Phase:
+        """Asks for `names`, so many at once, to their end or until `least` seconds have passed.
+
+        With `beside` another client asks for what is there meanwhile.
+        """
         found, left, engine = Phase(name), iter(names), self.running.engine
         before = memory_of(engine)
         async with streams(self.client, STREAMS) as answers, lateness() as late:
@@ -102,12 +108,12 @@ class Trial:
                     found.beside.append(await self.ask(name))
                     await asyncio.sleep(PAUSE)
 
-            beside = asyncio.create_task(neighbour() if at_once else asyncio.sleep(0))
+            other = asyncio.create_task(neighbour() if beside else asyncio.sleep(0))
             await asyncio.gather(*(one_client() for _ in range(at_once)))
             await asyncio.sleep(max(0.0, start + least - time.perf_counter()))
             end = time.perf_counter()
-            beside.cancel()
-            await asyncio.gather(beside, return_exceptions=True)
+            other.cancel()
+            await asyncio.gather(other, return_exceptions=True)
         found.gaps = gaps(answers, start, end)
         found.asked, found.late = len(found.first), max(late)
         found.added = memory_of(engine).resident - before.resident
@@ -136,12 +142,14 @@ async def tried(running: Served, names: Sequence[str], new: int, seconds: float,
             await trial.phase("quiet", (), 0, seconds),
             await trial.phase("control", trial.again(new, seconds), 1),
             await trial.phase("control 4", trial.again(new, seconds), 4),
+            await trial.phase("control, beside", trial.again(new, seconds), 1, beside=True),
         ]
-        for number, (title, at_once) in enumerate((("new", 1), ("new 4", 4))):
+        for number, (title, at_once) in enumerate((("new", 1), ("new 4", 4), ("new, beside", 1))):
             await asyncio.sleep(SETTLED)
             first = READY + number * new
             with fresh.warm(new * size * 3 // 2):
-                phases.append(await trial.phase(title, names[first : first + new], at_once))
+                some = names[first : first + new]
+                phases.append(await trial.phase(title, some, at_once, beside=title.endswith("beside")))
         return phases
 
 
@@ -204,7 +212,7 @@ def main() -> None:
     report = Report(args.csv, family=f"{model.bytes() / 1e6:.0f} MB; new with each pair: {new}", streams=STREAMS)
     found = []
     with tempfile.TemporaryDirectory(prefix="layerloom-stall-", dir=args.place) as place:
-        family, names = make(Path(place), model, READY + 2 * args.new)
+        family, names = make(Path(place), model, READY + 3 * args.new)
         memory = 2 * model.bytes() + (len(names) + 4) * size
         options = ("--max-loras", "8", "--bank-memory", str(memory), "--kv-cache-memory-bytes", "1G", *EAGER)
         for pages in args.pages:

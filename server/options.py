@@ -90,6 +90,7 @@ def engine_options(
         "bank_memory": bank_memory,
         "pages": pages,
         "residency": family.residency,
+        "engines": given.get("data_parallel_size") or 1,
     }
     options = {
         "served_model_name": ["base"],

@@ -48,8 +48,11 @@ def stock(model: Path, *options: str) -> list[str]:
 
 
 def on_cores(count: int) -> dict[str, str]:
-    """The environment of a server that is to compute on so many cores."""
-    return {"OMP_NUM_THREADS": str(count), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    """The environment of a server that has so many cores: vLLM's defaults, by which one of them does not compute.
+
+    It is for the engine's scheduler, which spins while it waits. Of a single core there is none to spare.
+    """
+    return {} if count > 1 else {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
 @contextmanager

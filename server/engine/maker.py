@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from time import monotonic
 
 import torch
 
@@ -16,8 +17,11 @@ from layerloom.kernels.threads import be_alone
 MOST_AHEAD = 8
 """Compositions that may have their room before they are made; the next ones wait."""
 
-NICE = 5
-"""How much the thread gives way: where it has no core of its own, a third of what the engine has."""
+NICE = 10
+"""How much the thread gives way: where it has no core of its own, it and the packer's have a sixth of it between them."""
+
+QUIET = 0.25
+"""Seconds after the last step in which the engine counts as computing."""
 
 
 @dataclass(eq=False)
@@ -34,13 +38,15 @@ class Job:
 class Maker:
     """Makes one composition after another, in the order they were asked for.
 
-    The thread lives as long as there is something to make. It may use all `cores`; vLLM binds each of its own to one.
+    The thread lives as long as there is something to make. While the engine computes it uses the `spare` ones of the
+    `cores`, where there are any: a step is as slow as the core that has least time for it.
     """
 
-    def __init__(self, bank: Bank, cores: Iterable[int]) -> None:
+    def __init__(self, bank: Bank, cores: Iterable[int], spare: Iterable[int]) -> None:
         self._bank = bank
-        self._cores = set(cores)
+        self._cores, self._spare = set(cores), set(spare)
         self._threads = torch.get_num_threads()
+        self._last_step = -QUIET
         self._jobs: dict[str, Job] = {}
         self._queue: deque[Job] = deque()
         self._change = threading.Lock()
@@ -57,6 +63,10 @@ class Maker:
     def working(self) -> bool:
         """Whether pages are being written to."""
         return self._working
+
+    def step(self) -> None:
+        """Says that the engine computes one."""
+        self._last_step = monotonic()
 
     def get(self, digest: str) -> Job | None:
         return self._jobs.get(digest)
@@ -91,15 +101,22 @@ class Maker:
     def _work(self) -> None:
         with suppress(OSError, AttributeError):  # not Linux, or not allowed
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
-            os.sched_setaffinity(0, self._cores)
-        be_alone(self._threads)
         while job := self._next():
+            self._settle()
             try:
                 assert job.reserved is not None
                 self._bank.make(job.reserved, lambda job=job: not job.waiting or is_ending())
             except Exception as error:
                 job.reserved, job.error = None, error.with_traceback(None)
             job.done = True
+
+    def _settle(self) -> None:
+        """Chooses the cores for the next composition."""
+        computing = monotonic() - self._last_step < QUIET
+        aside = computing and len(self._spare) > 0
+        with suppress(OSError, AttributeError):
+            os.sched_setaffinity(0, self._spare if aside else self._cores)
+        be_alone(len(self._spare) + (0 if aside else self._threads))
 
     def _next(self) -> Job | None:
         with self._change:

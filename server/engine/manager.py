@@ -51,6 +51,7 @@ class CompositionManager:
         memory: int | None,
         recipes: bool,
         cores: Iterable[int],
+        spare: Iterable[int],
     ) -> None:
         self.family = family
         self.pages = pages
@@ -75,7 +76,7 @@ class CompositionManager:
         """Those longest unused first."""
         self._pinned: set[int] = set()
         self._active: frozenset[int] = frozenset()
-        self._maker = Maker(self.bank, cores)
+        self._maker = Maker(self.bank, cores, spare)
 
     def hold(self, name: str, digest: str, adapter_id: int, holder: str) -> Answer:
         """Keeps a composition in memory for `holder`, assembled first if need be, until it calls `release`.
@@ -204,6 +205,7 @@ class CompositionManager:
 
     def set_active_adapters(self, requests: set[LoRARequest], mapping: Any | None) -> None:
         """Routes the coming step: `mapping` names the adapter id of each token and of each sampled token."""
+        self._maker.step()
         self._active = frozenset(request.lora_int_id for request in requests)
         for request in requests:
             if request.lora_int_id not in self._adapters:

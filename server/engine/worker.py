@@ -1,6 +1,8 @@
 """worker: vLLM's worker with compositions in place of LoRA adapters."""
 
+import multiprocessing
 import os
+from contextlib import suppress
 from types import MethodType
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 from vllm.config import CompilationMode, VllmConfig
+from vllm.distributed import get_world_group
 from vllm.v1.worker.cpu_worker import CPUWorker as VllmCPUWorker
 from vllm.v1.worker.gpu_worker import Worker as VllmGPUWorker
 
@@ -30,6 +33,7 @@ def load_compositions(runner: Any, model: nn.Module, vllm_config: VllmConfig, de
         # The base is one more than the adapters that vLLM counts.
         rows = vllm_config.scheduler_config.max_num_batched_tokens
         pages = ArenaPages(model, family.depth, lora.max_loras + 1, rows, family.packings())
+    cores = cores_of_engine()
     runner.lora_manager = CompositionManager(
         family,
         pages,
@@ -37,10 +41,31 @@ def load_compositions(runner: Any, model: nn.Module, vllm_config: VllmConfig, de
         lora.max_loras,
         settings["bank_memory"],
         settings["allow_recipes"],
-        runner.layerloom_cores,
+        cores,
+        spare_of(cores, settings["engines"]),
     )
     know_slots(model, vllm_config.compilation_config.static_forward_context)
     return model
+
+
+def cores_of_engine() -> set[int]:
+    """Those that this worker's engine may use: vLLM binds a worker to some of them before any code of it runs."""
+    parent = multiprocessing.parent_process()
+    with suppress(OSError, AttributeError):  # it has ended; not Linux
+        return os.sched_getaffinity(0 if parent is None else parent.pid or 0)
+    return set()
+
+
+def spare_of(cores: set[int], engines: int) -> set[int]:
+    """Those of the engine's cores that no worker is bound to; none where there are several engines."""
+    if engines > 1:
+        return set()
+    mine = os.sched_getaffinity(0) if cores else set()
+    group = get_world_group()
+    everyone: list[set[int]] = [mine] * group.world_size
+    if group.world_size > 1:
+        torch.distributed.all_gather_object(everyone, mine, group=group.cpu_group)
+    return cores.difference(*everyone)
 
 
 def prompt_logprobs(runner: Any, hidden_states: torch.Tensor, num_scheduled_tokens: dict[str, int]) -> Any:
@@ -78,11 +103,8 @@ class Compositions:
     """Mixed into a worker of vLLM's: serves the compositions of `additional_config["layerloom"]["family"]`."""
 
     def init_device(self) -> None:
-        # Before vLLM binds this thread to one of them.
-        cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else ()
         super().init_device()
         runner = self.model_runner
-        runner.layerloom_cores = cores
         runner.load_lora_model = MethodType(load_compositions, runner)
         if hasattr(runner, "_get_prompt_logprobs_dict"):
             runner._get_prompt_logprobs_dict = MethodType(prompt_logprobs, runner)
