@@ -18,7 +18,7 @@ MOST_AHEAD = 8
 """Compositions that may have their room before they are made; the next ones wait."""
 
 NICE = 10
-"""How much the thread gives way: where it has no core of its own, it and the packer's have a sixth of it between them."""
+"""How much the thread gives way: where it has no core of its own, it and the packer's have a sixth of one."""
 
 QUIET = 0.25
 """Seconds after the last step in which the engine counts as computing."""
