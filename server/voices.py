@@ -46,11 +46,10 @@ class Voices:
     """
 
     def __init__(self, family: Family, engine: Any) -> None:
-        self.family = family
         self.processor = engine.input_processor
         self.renderer = engine.renderer
         self.config: ModelConfig = engine.model_config
-        self.of: Callable[[str], Spoken] = lru_cache(MOST)(self._of)
+        self.speak_for(family)
         self._own = self.config.generation_config in ("auto", "vllm")
         self._base_fields = self.processor.generation_config_fields
         self._base_eos = self.renderer.get_eos_token_id()
@@ -68,6 +67,11 @@ class Voices:
             return render_async(messages, templated(params))
 
         self.renderer.render_messages, self.renderer.render_messages_async = rendered, rendered_async
+
+    def speak_for(self, family: Family) -> None:
+        """Has the voices of another family from now on."""
+        self.family = family
+        self.of: Callable[[str], Spoken] = lru_cache(MOST)(self._of)
 
     def _of(self, name: str) -> Spoken:
         base, voice = self.family.base.voice.over(Voice()), self.family.voice(name)
@@ -97,7 +101,8 @@ class Voices:
         if params is None or getattr(params, "trace_decode_token_ids", None):
             return
         adapter = request.lora_request
-        spoken = self.of("base" if adapter is None else adapter.lora_name)
+        # What was resolved stays, though the family may have become another one since.
+        spoken = self.of("base") if adapter is None else SPEAKING.get() or self.of(adapter.lora_name)
         if spoken.eos != self._base_eos and self._base_eos not in (params.stop_token_ids or ()):
             params.all_stop_token_ids.discard(self._base_eos)
         params.update_from_generation_config(dict(spoken.generation), spoken.eos)

@@ -74,6 +74,8 @@ class Entries(Strict):
     residency: Residency = "assembled"
     chat: Chat = "language"
     compositions: dict[str, NamedComposition] = Field(default={})
+    preload: list[str] = Field(default=[])
+    pinned: list[str] = Field(default=[])
 
 
 MODELS: tuple[type[BaseModel], ...] = (Entries, ExpertEntry, CompositionEntry, LayerSwap, Soup, Table, Kinds)

@@ -1,5 +1,7 @@
 """family: a base, its experts and the recipe between them."""
 
+import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -90,7 +92,7 @@ class Family:
         if base is None or problems:
             raise FamilyError(problems)
         family = cls(path, entries, base, experts, names)
-        for key, name in family._to_check().items():
+        for key, name in family._to_check():
             with collecting(problems, f"{path}: {key}"):
                 family.plan(name)
         if problems:
@@ -194,11 +196,33 @@ class Family:
             return None
         return with_options(self.recipe, dict(composition.options))
 
-    def _to_check(self) -> dict[str, str]:
-        """Names whose plans stand for all: one pair, because the recipe is the same for every pair."""
+    @property
+    def pinned(self) -> list[Plan]:
+        """The compositions that are to be in memory always."""
+        return list({plan.digest: plan for plan in map(self.plan, self._entries.pinned)}.values())
+
+    @property
+    def preload(self) -> list[Plan]:
+        """Those that are to be there before the first request, the pinned ones among them."""
+        plans = map(self.plan, [*self._entries.pinned, *self._entries.preload])
+        return list({plan.digest: plan for plan in plans}.values())
+
+    @property
+    def digest(self) -> str:
+        """sha256 over what family.yaml says and all revisions: two hosts with the same one serve the same."""
+        content = [self._entries.model_dump(mode="json"), self.residency, self.base.revision]
+        content.append({name: expert.checkpoint.revision for name, expert in self.experts.items()})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def _to_check(self) -> Iterator[tuple[str, str]]:
+        """(key, name) of plans that stand for all: one pair, because the recipe is the same for every pair."""
         pair = next((name for name in self.names() if "+" in name), None)
-        compositions = {f"compositions.{name}": name for name in self._entries.compositions}
-        return {**({"recipe": pair} if pair else {}), **compositions}
+        if pair:
+            yield "recipe", pair
+        for name in self._entries.compositions:
+            yield f"compositions.{name}", name
+        for key, names in (("preload", self._entries.preload), ("pinned", self._entries.pinned)):
+            yield from ((key, name) for name in names)
 
 
 def read_names(path: Path, entries: Entries, problems: list[str]) -> Names:

@@ -57,6 +57,14 @@ class Arena:
         """Bytes that no region holds."""
         return self.size - UNIT * sum(region.units for region in self._regions)
 
+    @property
+    def largest_free(self) -> int:
+        """Bytes of the largest piece that no region holds."""
+        regions = sorted(self._regions, key=lambda region: region.id)
+        ends = [0, *(region.end for region in regions)]
+        starts = [*(region.id for region in regions), self.size // UNIT]
+        return UNIT * max(start - end for end, start in zip(ends, starts, strict=True))
+
     def allocate(self, size: int) -> Region:
         """A region of at least `size` bytes, with whatever was there before. Raises NoRoom."""
         wanted = units(size)

@@ -28,6 +28,7 @@ class Reserved:
     """The pages of a plan, one for each layer, then the stem's; and what those that are not made yet need beside."""
 
     plan: Plan
+    keys: tuple[Key, ...]
     pages: tuple[Any, ...]
     spare: Sequence[Any]
 
@@ -35,18 +36,22 @@ class Reserved:
 class Bank:
     """Assembles the pages a plan needs and shares the ones two compositions have in common.
 
-    A page lives as long as a composition that uses it: whoever has what `reserve` returned holds them.
+    A page lives as long as a composition that uses it: whoever has what `reserve` returned holds them. `before` is the
+    bank of the family that this one takes the place of, on the same base: pages whose experts are the same bytes as
+    before are shared with it.
     """
 
-    def __init__(self, family: Family, engine: Engine) -> None:
+    def __init__(self, family: Family, engine: Engine, before: "Bank | None" = None) -> None:
         self.family = family
         self.engine = engine
         self._changed: dict[tuple[Part, str], bool] = {}
         """Whether an expert changes a part; asked for all compositions whenever one is added."""
         self._rounded = [self._kinds(part) for part in range(family.depth + 1)]
         self._dtypes = [self._dtype(part) for part in range(family.depth + 1)]
-        self._pages: WeakValueDictionary[Key, Any] = WeakValueDictionary()
-        self._made: WeakSet[Any] = WeakSet()
+        self._pages: WeakValueDictionary[Any, Any] = WeakValueDictionary() if before is None else before._pages
+        self._made: WeakSet[Any] = WeakSet() if before is None else before._made
+        if before is not None:
+            return
         named = {name: family.base.tensors[name] for part in range(family.depth + 1) for name in self._names(part)}
         engine.learn({n: torch.empty(t.shape, dtype=DTYPES[t.dtype], device="meta") for n, t in named.items()})
 
@@ -66,23 +71,24 @@ class Bank:
 
     def reserve(self, plan: Plan) -> Reserved:
         """The pages of a plan: what is not there yet has its room, and is to be made. Raises NoRoom."""
-        pages = []
-        for key in self.keys(plan):
+        pages, keys = [], self.keys(plan)
+        for key in keys:
             part, blend, codec = key
-            page = self.engine.base_page(part) if blend.uniform == () else self._pages.get(key)
+            content = self._content(key)
+            page = self.engine.base_page(part) if blend.uniform == () else self._pages.get(content)
             if page is None:
-                page = self._pages[key] = self.engine.reserve(part, codec)
+                page = self._pages[content] = self.engine.reserve(part, codec)
             pages.append(page)
         left = self._left(plan, pages)
-        return Reserved(plan, tuple(pages), self.engine.spare(self._beside(key for key, _ in left)))
+        return Reserved(plan, tuple(keys), tuple(pages), self.engine.spare(self._beside(key for key, _ in left)))
 
     def is_made(self, reserved: Reserved) -> bool:
         return not self._left(reserved.plan, reserved.pages)
 
-    def make(self, reserved: Reserved, stopped: Callable[[], bool] = lambda: False) -> None:
+    def make(self, reserved: Reserved, stopped: Callable[[], bool] = lambda: False) -> int:
         """Makes the pages that are not, on any thread, but on one at a time; or not all, when it is `stopped`.
 
-        Raises ComposeError; then none of them counts as made.
+        Returns their bytes, 0 when it was stopped. Raises ComposeError; then none of them counts as made.
         """
         left = self._left(reserved.plan, reserved.pages)
         with self.engine.making():
@@ -90,10 +96,11 @@ class Bank:
             for key, page in reversed(left):
                 for piece in self._pieces(key):
                     if stopped():
-                        return
+                        return 0
                     self._make(key, page, piece, reserved.spare)
         for _, page in left:
             self._made.add(page)
+        return sum(self.bytes(key) for key, _ in left)
 
     def _left(self, plan: Plan, pages: Sequence[Any]) -> list[tuple[Key, Any]]:
         """What is not made of the pages of a plan."""
@@ -104,6 +111,11 @@ class Bank:
         """The pages of a plan: one for each layer, then the stem's."""
         blends = [self._blend(part, blend) for part, blend in enumerate((*plan.layers, LayerBlend.all(plan.stem)))]
         return [(part, blend, self._kept(part, blend, plan)) for part, blend in enumerate(blends)]
+
+    def _content(self, key: Key) -> tuple[Key, tuple[str, ...]]:
+        """What a page holds: a key of this family, and the revisions of the experts in it."""
+        experts = {expert for kind in KINDS for expert, _ in key[1].of(kind)}
+        return key, tuple(self.family.checkpoint(expert).revision for expert in sorted(experts))
 
     def _blend(self, part: Part, blend: LayerBlend) -> LayerBlend:
         """The blend, or the base alone where it is one expert that changes nothing in this part."""
@@ -212,7 +224,7 @@ class Bank:
 
     def missing(self, plan: Plan) -> int:
         """The bytes that `reserve` will take, those that are only for making pages included."""
-        absent = [key for key in self.own(plan) if key not in self._pages]
+        absent = [key for key in self.own(plan) if self._content(key) not in self._pages]
         return sum(map(self.bytes, absent)) + self.scratch(absent)
 
     def own(self, plan: Plan) -> set[Key]:

@@ -7,13 +7,15 @@ from layerloom.composer.family.plan import Plan
 from .bank import Bank
 
 
-def needed(plans: Iterable[Plan], mixed: int, bank: Bank) -> int:
+def needed(plans: Iterable[Plan], mixed: int, bank: Bank, pinned: Iterable[Plan] = ()) -> int:
     """The bytes with which any `mixed` of the plans can be in memory at once, while one page of theirs is composed.
 
     That is what all of them take together, pages they share counted once, or what the `mixed` largest take when they
-    share nothing, whichever is less.
+    share nothing, whichever is less; `pinned` ones are there in any case.
     """
-    pages = [bank.own(plan) for plan in plans]
+    always = set().union(*map(bank.own, pinned))
+    pages = [bank.own(plan) - always for plan in plans]
     together = set().union(*pages)
     largest = sorted((sum(map(bank.bytes, own)) for own in pages), reverse=True)[:mixed]
-    return min(sum(map(bank.bytes, together)), sum(largest)) + bank.scratch(together)
+    rest = min(sum(map(bank.bytes, together)), sum(largest))
+    return sum(map(bank.bytes, always)) + rest + bank.scratch(always | together)

@@ -33,17 +33,28 @@ def serve(
     open_metrics: Annotated[
         bool, typer.Option("--open-metrics", help="leave /metrics open where --api-key is set")
     ] = False,
+    preload: Annotated[
+        str, typer.Option(help="compositions to be there before the first request: math+swahili,tutor")
+    ] = "",
+    admin_key: Annotated[
+        str, typer.Option(envvar="LAYERLOOM_ADMIN_KEY", help="asked for by what loads, unloads and reloads")
+    ] = "",
 ) -> None:
     """Serves a family over the OpenAI API. Any option of `vllm serve` may follow."""
     from layerloom.server.options import prepare_environment
 
     prepare_environment()
+    if admin_key:
+        os.environ["LAYERLOOM_ADMIN_KEY"] = admin_key
     with clear_errors():
         loaded = Family.load(family)
+        names = [name.strip() for name in preload.split(",") if name.strip()]
+        for name in names:
+            loaded.plan(loaded.parse(name, allow_recipes))
         from layerloom.server.http.serve import arguments, run
 
         options = [*context.args, "--port", str(port)]
-        front = {"patience": wait_for_room, "open_metrics": open_metrics}
+        front = {"patience": wait_for_room, "open_metrics": open_metrics, "preload": names}
         args = arguments(loaded, options, allow_recipes, bank_memory, pages, residency, **front)
     run(args)
 

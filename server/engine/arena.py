@@ -151,6 +151,11 @@ class ArenaPages(ModelParts):
     def free(self) -> int:
         return self.arena.free
 
+    @property
+    def largest_free(self) -> int:
+        """Of them, those that are in one piece."""
+        return self.arena.largest_free
+
     def bytes(self, part: int) -> int:
         return self.size(part) * self.dtype.itemsize
 

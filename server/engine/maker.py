@@ -28,11 +28,25 @@ QUIET = 0.25
 class Job:
     """A composition to be made, for those who wait for it."""
 
+    bank: Bank
     reserved: Reserved | None
     """None when it could not be made: nothing is to keep its room."""
     waiting: set[str] = field(default_factory=set)
     done: bool = False
     error: Exception | None = None
+
+
+@dataclass(frozen=True)
+class Made:
+    """What has been made since the start; `seconds` from when each was begun."""
+
+    count: int = 0
+    seconds: float = 0.0
+    bytes: int = 0
+    longest: float = 0.0
+
+    def and_one(self, seconds: float, bytes: int) -> "Made":
+        return Made(self.count + 1, self.seconds + seconds, self.bytes + bytes, max(self.longest, seconds))
 
 
 class Maker:
@@ -42,8 +56,8 @@ class Maker:
     `cores`, where there are any: a step is as slow as the core that has least time for it.
     """
 
-    def __init__(self, bank: Bank, cores: Iterable[int], spare: Iterable[int]) -> None:
-        self._bank = bank
+    def __init__(self, cores: Iterable[int], spare: Iterable[int]) -> None:
+        self.made = Made()
         self._cores, self._spare = set(cores), set(spare)
         self._threads = torch.get_num_threads()
         self._last_step = -QUIET
@@ -71,9 +85,9 @@ class Maker:
     def get(self, digest: str) -> Job | None:
         return self._jobs.get(digest)
 
-    def begin(self, reserved: Reserved, holder: str) -> Job:
+    def begin(self, bank: Bank, reserved: Reserved, holder: str) -> Job:
         """Makes it, at once if there is nothing to do."""
-        job = self._jobs[reserved.plan.digest] = Job(reserved, {holder}, self._bank.is_made(reserved))
+        job = self._jobs[reserved.plan.digest] = Job(bank, reserved, {holder}, bank.is_made(reserved))
         if job.done:
             return job
         with self._change:
@@ -103,9 +117,11 @@ class Maker:
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
         while job := self._next():
             self._settle()
+            began = monotonic()
             try:
                 assert job.reserved is not None
-                self._bank.make(job.reserved, lambda job=job: not job.waiting or is_ending())
+                bytes = job.bank.make(job.reserved, lambda job=job: not job.waiting or is_ending())
+                self.made = self.made.and_one(monotonic() - began, bytes)
             except Exception as error:
                 job.reserved, job.error = None, error.with_traceback(None)
             job.done = True

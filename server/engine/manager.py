@@ -1,10 +1,8 @@
 """manager: stands where vLLM's LoRA manager would; an adapter here is a composition."""
 
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from time import sleep
+from time import perf_counter, sleep
 from typing import Any
 
 from vllm.lora.request import LoRARequest
@@ -12,27 +10,17 @@ from vllm.lora.request import LoRARequest
 from layerloom.composer import Bank, ComposeError, Family, Plan
 from layerloom.composer.pages.arena import NoRoom, megabytes
 from layerloom.composer.pages.bank import Reserved
-from layerloom.composer.pages.budget import needed
 from layerloom.kernels.compose import prepare
 
+from .families import SWITCHED, Families, State
 from .maker import Maker
+from .residents import EVICTED, Adapter, Residents
 from .routes import EnginePages, Pages, Routes
 
 HELD, READING, BUSY, REFUSED = "held", "reading", "busy", "refused"
 
 Answer = tuple[str, str]
 """One of these, and the reason."""
-
-
-@dataclass
-class Adapter:
-    """A composition as vLLM's scheduler knows it, and who has requests for it."""
-
-    name: str
-    path: str
-    pages: Pages
-    dummy: bool = False
-    holders: set[str] = field(default_factory=set)
 
 
 class CompositionManager:
@@ -52,31 +40,55 @@ class CompositionManager:
         recipes: bool,
         cores: Iterable[int],
         spare: Iterable[int],
+        load: Callable[[], Family],
     ) -> None:
-        self.family = family
         self.pages = pages
-        self.bank = Bank(family, pages)
         self.capacity = capacity
-        names = family.names()
-        wanted = needed(map(family.plan, names), mixed, self.bank)
-        if memory is None:
-            # A composition that only a client's recipe names can be a whole model of its own.
-            memory = wanted + recipes * sum(map(pages.bytes, range(family.depth + 1)))
-        if wanted > memory:
-            raise ComposeError(
-                f"any {mixed} of {len(names)} compositions at once need {megabytes(wanted)} of bank memory, and there "
-                f"are {megabytes(memory)}: start with a larger --bank-memory or a smaller --max-loras"
-            )
-        pages.give(memory)
+        self.families = Families(family, pages, mixed, capacity, load)
+        self.families.fit(memory, recipes)
+        pages.give(self.families.memory)
         for dtype in self.bank.dtypes():
             prepare(dtype, pages.device)
         self._base = tuple(pages.base_page(part) for part in range(family.depth + 1))
         self.routes = Routes(pages, self._base)
-        self._adapters: OrderedDict[int, Adapter] = OrderedDict()
-        """Those longest unused first."""
-        self._pinned: set[int] = set()
+        self._adapters = Residents()
         self._active: frozenset[int] = frozenset()
-        self._maker = Maker(self.bank, cores, spare)
+        self._maker = Maker(cores, spare)
+        self._hits = 0
+        self._longest = 0.0
+        """Seconds that a call here kept the engine waiting."""
+
+    @property
+    def family(self) -> Family:
+        return self.families.family
+
+    @property
+    def bank(self) -> Bank:
+        return self.families.bank
+
+    def vote(self, token: str, server: str, found: str) -> None:
+        """See Families."""
+        self.families.vote(token, server, found)
+
+    def board(self) -> tuple[str, str, dict[str, str]]:
+        """See Families."""
+        return self.families.board()
+
+    def renew(self, action: str, token: str) -> State:
+        """The family's files read anew: `begin`, ask for the `state` until it is ready, then `switch` or `drop` it.
+
+        Requests that run, and those that were named before, go on with the weights of the family before. It never
+        raises.
+        """
+        if action == "begin":
+            self.families.begin(token)
+        elif action == "drop":
+            self.families.drop(token)
+        elif action == "switch" and self.families.switch(token):
+            self._adapters.renew({self.family.plan(name).digest for name in self.family.names()})
+            self.routes.forget()
+            return SWITCHED, self.family.digest
+        return self.families.state(token)
 
     def hold(self, name: str, digest: str, adapter_id: int, holder: str) -> Answer:
         """Keeps a composition in memory for `holder`, assembled first if need be, until it calls `release`.
@@ -84,67 +96,93 @@ class CompositionManager:
         The answer is HELD; READING, when it is being made, and BUSY, when all room is held by others: ask again; or
         REFUSED. It never raises: vLLM's executor for several workers does not survive that.
         """
+        began = perf_counter()
         try:
             if adapter_id not in self._adapters:
                 answer = self._load(name, digest, adapter_id, holder)
                 if answer[0] != HELD:
                     return answer
+            else:
+                self._hits += 1
             adapter = self._adapters[adapter_id]
             if adapter.path != digest:
                 return REFUSED, f"adapter id {adapter_id} already stands for {adapter.name}"
-            adapter.holders.add(holder)
-            self._adapters.move_to_end(adapter_id)
+            self._adapters.hold(adapter_id, holder)
             return HELD, ""
         except Exception as error:
             # Clients are told which file, and not where this machine has it.
             return REFUSED, str(error).replace(f"{self.family.root}/", "") or type(error).__name__
+        finally:
+            self._longest = max(self._longest, perf_counter() - began)
 
     def release(self, digest: str, adapter_id: int, holder: str) -> None:
         """Says that `holder` has no request left for a composition, or does not wait for it any more."""
         self._maker.forget(digest, holder)
-        adapter = self._adapters.get(adapter_id)
-        if adapter is not None and holder in adapter.holders:
-            adapter.holders.remove(holder)
-            self._adapters.move_to_end(adapter_id)
+        self._adapters.release(adapter_id, holder)
+
+    def evict(self, digest: str, adapter_id: int) -> str:
+        """Lets go of a composition: EVICTED, or LEAVING, PINNED or ABSENT (see residents)."""
+        found = self._adapters.evict(adapter_id, digest)
+        if found == EVICTED:
+            self.routes.forget()
+        return found
+
+    def report(self) -> dict[str, Any]:
+        """What is in memory and what has been done, ready for JSON; bytes are of this worker's shard."""
+        made = self._maker.made
+        shown = self._adapters.report(self.bank)
+        shown["bytes"]["base"] = sum(map(self.pages.bytes, range(self.family.depth + 1)))
+        free = self.pages.free
+        return {
+            **shown,
+            "budget": self.families.memory,
+            "free": free,
+            "largest_free": getattr(self.pages, "largest_free", free),
+            "hits": self._hits,
+            "assemblies": made.count,
+            "assembly_seconds": made.seconds,
+            "assembly_bytes": made.bytes,
+            "longest_assembly": made.longest,
+            "longest_stall": self._longest,
+            "making": len(self._maker),
+            "family": self.family.digest,
+            "reloads": self.families.switches,
+        }
 
     def _load(self, name: str, digest: str, adapter_id: int, holder: str) -> Answer:
         """Has a composition made that is not there. Raises ComposeError."""
         job = self._maker.get(digest)
         if job is None:
-            plan = self.family.plan(name)
-            if plan.digest != digest:
-                raise ComposeError(
-                    f"{plan.name}: the request was made for digest {digest[:12]}, this engine's family has "
-                    f"{plan.digest[:12]}. Were the expert's files changed while serving? Restart the server."
-                )
+            bank, plan = self.families.plan(name, digest)
             if self._maker.full:
                 return READING, ""
-            if not self._make_room(plan):
-                others = len(self._maker) + sum(bool(adapter.holders) for adapter in self._adapters.values())
+            if not self._make_room(bank, plan):
+                others = len(self._maker) + self._adapters.held
                 # What nobody waits for any more has its room for a moment yet.
                 if others or self._maker.working:
                     return BUSY, f"{others} other compositions are in use and hold all the room that it needs"
                 raise ComposeError(
-                    f"it needs {megabytes(self.bank.missing(plan))}, and the bank has {megabytes(self.pages.free)}: "
+                    f"it needs {megabytes(bank.missing(plan))}, and the bank has {megabytes(self.pages.free)}: "
                     "start with a larger --bank-memory"
                 )
-            reserved = self._reserve(plan)
+            reserved = self._reserve(bank, plan)
             if reserved is None:
                 return READING, ""
-            job = self._maker.begin(reserved, holder)
+            job = self._maker.begin(bank, reserved, holder)
         job.waiting.add(holder)
         if not job.done:
             return READING, ""
         reserved = self._maker.take(digest)
-        self._adapters[adapter_id] = Adapter(reserved.plan.name, digest, reserved.pages)
+        own = {page: key for page, key in zip(reserved.pages, reserved.keys, strict=True) if page not in self._base}
+        self._adapters.add(adapter_id, Adapter(reserved.plan.name, digest, reserved.pages, own))
         return HELD, ""
 
-    def _reserve(self, plan: Plan) -> Reserved | None:
+    def _reserve(self, bank: Bank, plan: Plan) -> Reserved | None:
         """The room for a composition; None where that is in pieces, and pages are being written to."""
         working, generation = self._maker.working, self.pages.generation
         self.pages.hold_still(working)
         try:
-            return self.bank.reserve(plan)
+            return bank.reserve(plan)
         except NoRoom:
             if not working:
                 raise
@@ -153,20 +191,17 @@ class CompositionManager:
             if self.pages.generation != generation:
                 self.routes.forget()
 
-    def _make_room(self, plan: Plan) -> bool:
+    def _make_room(self, bank: Bank, plan: Plan) -> bool:
         """Lets go of compositions that nobody holds until this one fits; False where it does not."""
 
         def short() -> bool:
-            return self.bank.missing(plan) > self.pages.free
+            return bank.missing(plan) > self.pages.free
 
         if short():
             self.routes.forget()
         while len(self._adapters) + len(self._maker) >= self.capacity or short():
-            free = [adapter_id for adapter_id, adapter in self._adapters.items() if not adapter.holders]
-            if not free:
+            if not self._adapters.evict_one(self._active):
                 return False
-            # The longest unused; those of the last step and pinned ones last.
-            del self._adapters[min(free, key=lambda of: (of in self._pinned, of in self._active))]
         return True
 
     def add_adapter(self, request: LoRARequest) -> bool:
@@ -182,12 +217,10 @@ class CompositionManager:
 
     def remove_adapter(self, adapter_id: int) -> bool:
         """False when it was not there, or is held."""
-        adapter = self._adapters.get(adapter_id)
-        if adapter is None or adapter.holders:
+        if adapter_id not in self._adapters or self._adapters[adapter_id].holders:
             return False
-        self._pinned.discard(adapter_id)
-        del self._adapters[adapter_id]
-        return True
+        self._adapters[adapter_id].pinned = False
+        return self._adapters.evict(adapter_id, self._adapters[adapter_id].path) == EVICTED
 
     def remove_all_adapters(self) -> None:
         for adapter_id in list(self._adapters):
@@ -197,7 +230,7 @@ class CompositionManager:
     def pin_adapter(self, adapter_id: int) -> bool:
         if adapter_id not in self._adapters:
             raise ValueError(f"no composition with adapter id {adapter_id} is loaded")
-        self._pinned.add(adapter_id)
+        self._adapters[adapter_id].pinned = True
         return True
 
     def list_adapters(self) -> set[int]:
@@ -238,7 +271,7 @@ class CompositionManager:
         yield
 
     def add_dummy_lora(self, request: LoRARequest, rank: int) -> bool:
-        self._adapters[request.lora_int_id] = Adapter(request.lora_name, request.lora_path, self._base, dummy=True)
+        self._adapters.add(request.lora_int_id, Adapter(request.lora_name, request.lora_path, self._base, dummy=True))
         return True
 
     def get_dummy_lora_warmup_rank(self, default_rank: int) -> int:

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 from contextlib import suppress
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -43,6 +44,7 @@ def load_compositions(runner: Any, model: nn.Module, vllm_config: VllmConfig, de
         settings["allow_recipes"],
         cores,
         spare_of(cores, settings["engines"]),
+        partial(load_family, settings),
     )
     know_slots(model, vllm_config.compilation_config.static_forward_context)
     return model
@@ -114,6 +116,9 @@ class Compositions:
         # What servers call on every worker, by name.
         manager = self.model_runner.lora_manager
         self.hold_composition, self.release_composition = manager.hold, manager.release
+        self.evict_composition, self.pin_composition = manager.evict, manager.pin_adapter
+        self.report_compositions, self.renew_family = manager.report, manager.renew
+        self.vote_on_family, self.look_at_families = manager.vote, manager.board
         state = getattr(self.model_runner, "lora_state", None)
         if state is not None:
             # vLLM's second model runner keeps 32 bits of an adapter id, and everything else 64.

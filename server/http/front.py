@@ -16,17 +16,27 @@ from .visit import VISIT, Visit
 OPEN = {"/health", "/ping", "/version", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 """What needs no API key; all else does, whoever adds it."""
 
+CHANGING = {"/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/family/reload", "/adapters"}
+"""What changes what is in memory for everybody."""
+
+ADMIN_KEY = "LAYERLOOM_ADMIN_KEY"
+"""In the environment, which is not logged as options are."""
+
 ADAPTER = b"x-amzn-sagemaker-adapter-identifier"
 RETRY_AFTER = {"Retry-After": "1"}
 """Seconds."""
 
 
 class Front:
-    """ASGI middleware. `keys` are the API keys, any of which will do; with none all is open."""
+    """ASGI middleware. `keys` are the API keys, any of which will do; with none all is open.
 
-    def __init__(self, app: ASGIApp, keys: list[str], open_metrics: bool) -> None:
+    Where there is an `admin` key, what is CHANGING asks for it: as the API key, if it is one, too, or in X-Admin-Key.
+    """
+
+    def __init__(self, app: ASGIApp, keys: list[str], admin: str, open_metrics: bool) -> None:
         self.app = app
-        self.keys = [hashlib.sha256(key.encode()).digest() for key in keys]
+        self.keys = [digest(key) for key in keys]
+        self.admin = digest(admin) if admin else None
         self.open = OPEN | ({"/metrics"} if open_metrics else set())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -35,6 +45,9 @@ class Front:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         if scope.get("method") != "OPTIONS" and not self._may(path, Headers(scope=scope)):
             return await error(401, "Unauthorized", "the API key is missing or wrong")(scope, receive, send)
+        if self.admin is not None and not self._may_change(path, Headers(scope=scope)):
+            reason = "this needs the admin key: as the API key (Authorization: Bearer …), or in X-Admin-Key"
+            return await error(403, "Forbidden", reason)(scope, receive, send)
         server = scope["app"].state.layerloom
         if server.ending:
             return await unavailable(server.ending)(scope, receive, send)
@@ -56,9 +69,14 @@ class Front:
     def _may(self, path: str, headers: Headers) -> bool:
         if not self.keys or path in self.open or path.startswith("/static/"):
             return True
-        scheme, _, key = headers.get("Authorization", "").partition(" ")
-        given = hashlib.sha256(key.encode()).digest()
-        return scheme.lower() == "bearer" and any([compare_digest(given, known) for known in self.keys])
+        given = bearer(headers)
+        return given is not None and any([compare_digest(given, known) for known in self.keys])
+
+    def _may_change(self, path: str, headers: Headers) -> bool:
+        if path not in CHANGING and not path.startswith("/adapters/"):
+            return True
+        given = [bearer(headers) or b"", digest(headers.get("X-Admin-Key", ""))]
+        return any([compare_digest(key, self.admin or b"") for key in given])
 
 
 class Answer:
@@ -80,6 +98,16 @@ class Answer:
         if not self.replaced:
             await self.send(message)
         self.complete = message["type"] == "http.response.body" and not message.get("more_body")
+
+
+def digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode()).digest()
+
+
+def bearer(headers: Headers) -> bytes | None:
+    """The digest of the key that comes with a request."""
+    scheme, _, key = headers.get("Authorization", "").partition(" ")
+    return digest(key) if scheme.lower() == "bearer" else None
 
 
 def unavailable(reason: str) -> JSONResponse:

@@ -1,7 +1,8 @@
 """leases: the compositions that this server's requests use, held in every worker of every engine."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from random import uniform
@@ -57,6 +58,8 @@ class Leases:
         self.patience = patience
         """Seconds that a request waits for room before it is refused."""
         self.closed = False
+        self.on_made: Callable[[float], None] | None = None
+        """Called with the seconds that one took that was not there."""
         self._holder = uuid4().hex
         self._leases: dict[str, Lease] = {}
         self._line = asyncio.Lock()
@@ -95,6 +98,19 @@ class Leases:
             task = asyncio.ensure_future(self._let_go(lease))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
+
+    async def dismiss(self, request: LoRARequest) -> None:
+        """Lets go of a composition at once that is only held for the next request."""
+        lease = self._leases.get(request.lora_path)
+        if lease is not None:
+            async with lease.changing:
+                if lease.users == 0 and lease.told:
+                    await self._tell_release(lease)
+
+    def users(self, digest: str) -> int:
+        """How many of this server's requests use a composition, or wait for it."""
+        lease = self._leases.get(digest)
+        return 0 if lease is None else lease.users
 
     async def _let_go(self, lease: Lease) -> None:
         if lease.held:
@@ -144,14 +160,17 @@ class Leases:
         request, pause = lease.request, SOONEST
         call = "hold_composition", request.lora_name, request.lora_path, request.lora_int_id, self._holder
         lease.told = True
+        began = time.perf_counter()
         try:
             async with asyncio.timeout(LONGEST):
                 while True:
-                    answers: list[Answer] = await self._tell(*call)
+                    answers: list[Answer] = await self.tell(*call)
                     states = {state for state, _ in answers}
                     if BUSY in states or REFUSED in states:
                         break
                     if states == {HELD}:
+                        if pause > SOONEST and self.on_made is not None:
+                            self.on_made(time.perf_counter() - began)
                         lease.held = True
                         return True
                     await asyncio.sleep(pause)
@@ -168,10 +187,10 @@ class Leases:
         lease.held = lease.told = False
         with suppress(Unavailable):
             # Engines that have ended hold nothing.
-            await self._tell("release_composition", lease.request.lora_path, lease.request.lora_int_id, self._holder)
+            await self.tell("release_composition", lease.request.lora_path, lease.request.lora_int_id, self._holder)
         self._freed.set()
 
-    async def _tell(self, method: str, *args: Any) -> list[Any]:
+    async def tell(self, method: str, *args: Any) -> list[Any]:
         """The answers of all workers of all engines. Raises Unavailable."""
         core = self.client.engine_core
         call = "collective_rpc", method, None, args, {}

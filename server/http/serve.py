@@ -1,8 +1,11 @@
 """serve: vLLM's own server, started over a family."""
 
+import os
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from typing import Any
+
+from vllm import envs
 
 # From here, and not from where it is defined: that place has moved between the versions.
 from vllm.entrypoints.cli.serve import ServeSubcommand, make_arg_parser
@@ -12,6 +15,8 @@ from layerloom.composer import ComposeError, Family
 from layerloom.server.options import engine_options
 
 from . import lifetime
+from .front import ADMIN_KEY
+from .watching import forward_hangups
 
 UNSET = object()
 
@@ -30,7 +35,7 @@ def arguments(
 ) -> Any:
     """The arguments of vLLM's server: its own `options`, and what layerloom makes of them. Raises ComposeError.
 
-    `front` are the settings of what stands before its routes: patience, open_metrics.
+    `front` are the settings of what stands before its routes: patience, open_metrics, preload.
     """
     parser = make_arg_parser(FlexibleArgumentParser(prog="layerloom serve FAMILY"))
     parser.set_defaults(shutdown_timeout=DRAIN)
@@ -42,12 +47,17 @@ def arguments(
     for name, value in engine_options(family, allow_recipes, given, memory, pages, residency).items():
         setattr(args, name, value)
     args.additional_config["layerloom"] |= front
+    admin, keys = os.environ.get(ADMIN_KEY), args.api_key or [envs.VLLM_API_KEY]
+    if admin and any(keys):
+        # Who may change things may also ask.
+        args.api_key = [*filter(None, keys), admin]
     args.model_tag = None
     return args
 
 
 def run(args: Any) -> None:
     """Serves until it is told to end. When the engine has died the process ends here, and its status says so."""
+    forward_hangups()
     ServeSubcommand().validate(args)
     ServeSubcommand.cmd(args)
     if lifetime.failed:
