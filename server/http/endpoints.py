@@ -5,7 +5,6 @@ import os
 from argparse import Namespace
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
-from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -132,8 +131,8 @@ class LayerloomEndpoints:
         await living.preload()
         state.layerloom_watch = watch(living)
         if living.index == 0:
-            report = partial(leases.tell, "report_compositions")
-            state.layerloom_series = asyncio.create_task(keep_showing(report, args.max_cpu_loras or 0))
+            showing = keep_showing(leases, args.max_cpu_loras or 0, living.servers == 1)
+            state.layerloom_series = asyncio.create_task(showing)
 
 
 def place_of(client: EngineClient) -> tuple[int, int]:

@@ -58,6 +58,8 @@ class Leases:
         self.patience = patience
         """Seconds that a request waits for room before it is refused."""
         self.closed = False
+        self.told = 0
+        """How often workers were told something, or asked."""
         self.on_made: Callable[[float], None] | None = None
         """Called with the seconds that one took that was not there."""
         self._holder = uuid4().hex
@@ -192,6 +194,7 @@ class Leases:
 
     async def tell(self, method: str, *args: Any) -> list[Any]:
         """The answers of all workers of all engines. Raises Unavailable."""
+        self.told += 1
         core = self.client.engine_core
         call = "collective_rpc", method, None, args, {}
         calls = [core._call_utility_async(*call, engine=engine) for engine in core.core_engines]

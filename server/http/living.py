@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from random import uniform
 from typing import Any
@@ -46,9 +46,11 @@ class Living:
         self.index, self.servers = index, servers
         self.leases = leases
         self.voices = voices
-        self.problem = ""
-        """Why the last reload failed; empty when it did not."""
         self._one = asyncio.Lock()
+        self.called = asyncio.Event()
+        """Another server may be about to load the family."""
+        self.call: Callable[[], None] = call_nobody
+        """Sets that in the others."""
         self._own = ""
         """The last token of this server's."""
         self.adopt(family)
@@ -56,23 +58,26 @@ class Living:
     def adopt(self, family: Family) -> None:
         """Serves this family from now on."""
         self.family = family
-        self.created = int(family.path.stat().st_mtime)
+        self.created = modified(family.path)
         allow = self.settings["allow_recipes"]
         self.plan: Callable[[str], Plan] = lru_cache(MOST_PLANS)(lambda name: family.plan(family.parse(name, allow)))
         self.voices.speak_for(family)
 
     async def preload(self) -> None:
         """Has what the family says made, and pinned; what cannot be made is logged, and is an error when asked for."""
-        asked = [self.plan(name) for name in self.settings.get("preload", ())]
         pinned = {plan.digest for plan in self.family.pinned}
-        for plan in {plan.digest: plan for plan in [*self.family.preload, *asked]}.values():
-            if plan.is_base:
-                continue
-            request = lora_request(plan)
+        wanted = {plan.name: partial(lambda plan: plan, plan) for plan in self.family.preload}
+        wanted |= {name: partial(self.plan, name) for name in self.settings.get("preload", ())}
+        for name, plan_of in wanted.items():
             try:
+                plan = plan_of()
+                if plan.is_base:
+                    continue
+                request = lora_request(plan)
                 lease = await self.leases.acquire(request)
             except ComposeError as error:
-                logger.error("layerloom: %s could not be preloaded: %s", plan.name, error)
+                # A name may be gone with the family that had it.
+                logger.error("layerloom: %s could not be preloaded: %s", name, error)
                 continue
             try:
                 if plan.digest in pinned:
@@ -91,12 +96,11 @@ class Living:
                 family = await self._in_turn()
             except ComposeError as error:
                 series().reloads.labels("broken").inc()
-                self.problem = without_paths(error, self.family.root)
-                logger.error("layerloom: the family stays as it was: %s", self.problem)
+                problem = without_paths(error, self.family.root)
+                logger.error("layerloom: the family stays as it was: %s", problem)
                 if isinstance(error, Unavailable):
                     raise
-                raise ComposeError(self.problem) from error
-            self.problem = ""
+                raise ComposeError(problem) from error
             series().reloads.labels("good").inc()
             self.adopt(family)
             await self.preload()
@@ -117,7 +121,7 @@ class Living:
     async def _switched(self) -> Family:
         """The family that all engines have switched to. Raises Superseded when another server was first."""
         token = self._own = uuid4().hex
-        family = await asyncio.to_thread(load_family, self.settings)
+        family = await asyncio.to_thread(self._load)
         try:
             await self.leases.tell("renew_family", "begin", token)
             while LOADING in (states := await self._states("state", token)):
@@ -138,25 +142,37 @@ class Living:
             raise
         return family
 
+    def _load(self) -> Family:
+        try:
+            return load_family(self.settings)
+        except ComposeError:
+            raise
+        except Exception as error:
+            raise ComposeError(f"{type(error).__name__}: {error}") from error
+
     async def _all_have(self, token: str, digest: str) -> None:
         """Waits for the other servers. Raises ComposeError when one has something else."""
         while len(votes := (await self.leases.tell("look_at_families"))[0][2]) < self.servers - 1:
-            await asyncio.sleep(LATEST)
+            self.call()
+            await asyncio.sleep(LOOK)
         others = {found for found in votes.values() if found != digest}
         if others:
             raise ComposeError(f"a server process has {min(others)}")
 
     async def follow(self) -> None:
-        """Does what the other servers do, for ever."""
+        """Does what the other servers do, whenever one calls."""
         voted, prepared, known = "", None, (await self.leases.tell("look_at_families"))[0][1]
         while True:
+            await self.called.wait()
             await asyncio.sleep(LOOK)
             try:
                 token, last, _ = (await self.leases.tell("look_at_families"))[0]
+                if token in ("", self._own):
+                    self.called.clear()
                 if token not in ("", voted, self._own):
                     voted, prepared = token, None
                     try:
-                        prepared = await asyncio.to_thread(load_family, self.settings)
+                        prepared = await asyncio.to_thread(self._load)
                         found = prepared.digest
                     except ComposeError as error:
                         found = without_paths(error, self.family.root)
@@ -177,6 +193,17 @@ class Living:
         if len(digests) > 1:
             return {BROKEN: f"workers read different files: {', '.join(sorted(digest[:12] for digest in digests))}"}
         return {state: detail for state, detail in answers}
+
+
+def call_nobody() -> None:
+    """For a server that is alone."""
+
+
+def modified(file: Path) -> int:
+    """When it was last written to, in seconds since 1970; 0 where that cannot be told any more."""
+    with suppress(OSError):
+        return int(file.stat().st_mtime)
+    return 0
 
 
 def without_paths(error: ComposeError, root: Path) -> str:

@@ -22,6 +22,9 @@ from .visit import VISIT
 
 router = APIRouter()
 
+SOON = 1.0
+"""Seconds that a list of models waits for the engine."""
+
 
 def living_of(request: Request) -> Living:
     found: Living = request.app.state.layerloom_living
@@ -70,11 +73,24 @@ def residents(said: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {digest: shown for digest, shown in found.items() if counts[digest] == len(said)}
 
 
+async def residents_soon(request: Request) -> dict[str, dict[str, Any]]:
+    """`residents` as they are, or as they were last, where the engine is in a long step: lists are asked for often."""
+    state = request.app.state
+    asked = asyncio.ensure_future(reports(request))
+    done, _ = await asyncio.wait({asked}, timeout=SOON)
+    if done or not hasattr(state, "layerloom_residents"):
+        state.layerloom_residents = residents(await asked)
+    else:
+        asked.cancel()
+    found: dict[str, dict[str, Any]] = state.layerloom_residents
+    return found
+
+
 async def cards(request: Request) -> dict[str, dict[str, Any]]:
     """The family's names as vLLM lists models and adapters, with recipe and whether they are in memory."""
     living = living_of(request)
     serving: OpenAIServingModels = request.app.state.openai_serving_models
-    there = residents(await reports(request))
+    there = await residents_soon(request)
     return {name: await card(living, serving, name, there) for name in living.family.names()}
 
 
@@ -102,7 +118,7 @@ async def model(name: str, request: Request) -> dict[str, Any]:
     """One of them, by any of its names."""
     living = living_of(request)
     plan = plan_of(request, name)
-    there = residents(await reports(request))
+    there = await residents_soon(request)
     return await card(living, request.app.state.openai_serving_models, plan.name, there)
 
 

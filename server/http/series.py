@@ -6,7 +6,7 @@ the first tells of the bank, which is one for all.
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
@@ -14,14 +14,14 @@ from typing import Any
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 from vllm.logger import init_logger
 
-from .leases import Unavailable
+from .leases import Leases, Unavailable
 
 logger = init_logger("vllm.layerloom")
 
 NAME = ["model_name"]
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-EVERY = 1.0
-"""Seconds between looking at the bank."""
+EVERY, RARELY = 1.0, 60
+"""Seconds between looking at the bank, and how many of them where nothing happens."""
 
 COUNTED = {
     "hits": "bank_hits",
@@ -167,11 +167,19 @@ def label_of(name: str) -> str:
     return name.partition("@")[0]
 
 
-async def keep_showing(report: Callable[[], Any], capacity: int) -> None:
-    """Looks at the bank every second until the engine has ended."""
+async def keep_showing(leases: Leases, capacity: int, alone: bool) -> None:
+    """Looks at the bank once a second until the engine has ended; rarely while this server, `alone`, asks it nothing.
+
+    An idle worker that is asked something spins for a while: asked every second it would never rest.
+    """
+    seen, idle = -1, 0
     while True:
-        try:
-            series().show((await report())[0], capacity)
-        except Unavailable:
-            return
+        idle += 1
+        if leases.told != seen or idle >= (RARELY if alone else RARELY // 6):
+            try:
+                said = await leases.tell("report_compositions")
+            except Unavailable:
+                return
+            series().show(said[0], capacity)
+            seen, idle = leases.told, 0
         await asyncio.sleep(EVERY)

@@ -1,6 +1,7 @@
 """watching: what makes a server load its family anew: a change of family.yaml, and SIGHUP."""
 
 import asyncio
+import os
 import signal
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -18,6 +19,9 @@ from .living import Living
 
 logger = init_logger("vllm.layerloom")
 
+CALL = signal.SIGURG
+"""Between servers: a signal that a process which does not listen, yet, ignores."""
+
 SERVER = "apiserver"
 """In the title of vLLM's server processes, where there are several."""
 
@@ -32,18 +36,31 @@ def watch(living: Living) -> set[asyncio.Task[None]]:
         task.add_done_callback(tasks.discard)
 
     if living.servers > 1:
+        living.call = call_the_others
         begin(living.follow())
     with suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread
+        loop.add_signal_handler(CALL, living.called.set)
         loop.add_signal_handler(signal.SIGHUP, lambda: begin(reload(living)) if living.index == 0 else None)
     if living.index == 0:
         begin(reload_on_change(living))
     return tasks
 
 
+def call_the_others() -> None:
+    for process in psutil.Process(os.getppid()).children():
+        with suppress(psutil.Error):
+            if process.pid != os.getpid() and SERVER in " ".join(process.cmdline()).lower():
+                process.send_signal(CALL)
+
+
 async def reload(living: Living) -> None:
     """What is wrong is in the log and the metrics."""
-    with suppress(ComposeError):
+    try:
         await living.reload()
+    except ComposeError:
+        pass
+    except Exception:
+        logger.exception("layerloom: the family could not be loaded")
 
 
 async def reload_on_change(living: Living) -> None:

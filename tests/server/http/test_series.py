@@ -14,11 +14,14 @@ DASHBOARD = Path(__file__).parents[3] / "server" / "http" / "grafana.json"
 BODY = {"prompt": "diso heri", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
 
 
-@pytest.fixture(scope="module", params=["1", "2"])
+@pytest.fixture(scope="module", params=["one server process", "two"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    if request.param != "two":
+        yield request.getfixturevalue("pico")
+        return
     root = tmp_path_factory.mktemp("series")
     make_family(root)
-    with serving(root, root / "log", "--allow-recipes", "--api-server-count", request.param) as server:
+    with serving(root, root / "log", "--allow-recipes", "--api-server-count", "2") as server:
         yield server
 
 
