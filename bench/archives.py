@@ -7,9 +7,9 @@ Noise is a checkpoint with the base's shapes whose numbers have nothing to do wi
 files is much of its loading, so there are random pairs of --hidden and --depth as well (shared/synthetic.py), as they
 come and with a share of their numbers moved; the first is stored under the lossy codecs, too.
 
-Loading is opening the expert and reading each of its tensors into memory that is there already: for the first time,
-when it is hashed, and later, without opening; files in the page cache, the base open and read before. Checkpoint and
-archive take turns; times are medians of --rounds, in CPU time; --clock wall is for a machine of one's own.
+Loading is reading each of an open expert's tensors into memory that is there already; files in the page cache, the base
+read before. Checkpoint and archive take turns; times are medians of --rounds, in CPU time; --clock wall is for a
+machine of one's own.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,37 +73,27 @@ def write(model: LlamaForCausalLM, base: Path, out: Path) -> None:
 
 @dataclass(frozen=True)
 class Compared:
-    """A checkpoint's median seconds, and the median of what an archive takes of them; the first time and later."""
+    """A checkpoint's median seconds, and the median of what an archive takes of them."""
 
-    first: float
-    first_ratio: float
-    later: float
-    later_ratio: float
+    seconds: float
+    ratio: float
 
 
-def compare(
-    open_checkpoint: Callable[[], Source], open_archive: Callable[[], Source], clock: str, rounds: int
-) -> Compared:
-    shapes = {name: info.shape for name, info in open_checkpoint().tensors.items()}
+def compare(checkpoint: Source, archive: Source, clock: str, rounds: int) -> Compared:
+    shapes = {name: info.shape for name, info in checkpoint.tensors.items()}
     page = {name: torch.zeros(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
 
-    def read(source: Source) -> None:
+    def seconds(source: Source) -> float:
+        start = CLOCKS[clock]()
         for name, out in page.items():
             source.read(name, out)
+        return CLOCKS[clock]() - start
 
-    def seconds(opened: Callable[[], Source]) -> tuple[float, float]:
-        start = CLOCKS[clock]()
-        source = opened()
-        read(source)
-        middle = CLOCKS[clock]()
-        read(source)
-        return middle - start, CLOCKS[clock]() - middle
-
-    seconds(open_archive)
+    seconds(archive)
     found = []
     for _ in range(rounds):
-        (first, later), (first_of_archive, later_of_archive) = seconds(open_checkpoint), seconds(open_archive)
-        found.append((first, first_of_archive / first, later, later_of_archive / later))
+        took = seconds(checkpoint)
+        found.append((took, seconds(archive) / took))
     return Compared(*map(statistics.median, zip(*found, strict=True)))
 
 
@@ -131,7 +121,7 @@ def row(title: str, base: Path, expert: Path, codec: str, clock: str, rounds: in
     before, after = Checkpoint(base), Checkpoint(expert)
     kept = sum(int((b == e).sum()) for b, e in zip(bits(before), bits(after), strict=True))
     total = sum(e.numel() for e in bits(after))
-    loading = compare(lambda: Checkpoint(expert), lambda: Archive(archive, before), clock, rounds)
+    loading = compare(after, Archive(archive, before), clock, rounds)
     archive.unlink()
     found = {
         "": title,
@@ -139,10 +129,8 @@ def row(title: str, base: Path, expert: Path, codec: str, clock: str, rounds: in
         "numbers not changed": f"{kept / total:.0%}",
         "checkpoint, MB": f"{size / 1e6:.2f}",
         "archive": f"{stored / size:.1%}",
-        "checkpoint loads first in, ms": f"{1e3 * loading.first:.1f}",
-        "archive, times": f"{loading.first_ratio:.2f}",
-        "later in, ms": f"{1e3 * loading.later:.1f}",
-        "archive later, times": f"{loading.later_ratio:.2f}",
+        "checkpoint loads in, ms": f"{1e3 * loading.seconds:.1f}",
+        "archive, times": f"{loading.ratio:.2f}",
     }
     print(f"| {' | '.join(found.values())} |", flush=True)
     return found

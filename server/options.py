@@ -131,6 +131,8 @@ def load_family(settings: dict[str, Any]) -> Family:
     # Whoever started the engine has been told, and what is said takes reading.
     family = Family.load(settings["family"], warn=False)
     family.residency = settings["residency"]
+    # They can take a while, and this is no place where requests wait.
+    family.revisions()
     return family
 
 

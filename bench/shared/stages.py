@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 STAGES = {
-    "read and hash": ("layerloom.composer.sources.tensorfile", "TensorFile.read"),
+    "read": ("layerloom.composer.sources.tensorfile", "TensorFile.read"),
     "decode": ("layerloom.composer.sources.archive", "Archive.read"),
     "fill": ("layerloom.server.engine.parts", "Parts.fill"),
     "compose": ("layerloom.composer.pages.bank", "compose"),

@@ -21,7 +21,7 @@ from layerloom.composer.sources.voice import Voice
 from .entries import CompositionEntry, Entries, Location, read_entries
 from .fit import base_problems, expert_problems, voice_problems, warn_of
 from .names import RESERVED, WORD, Composition, Names, nearest
-from .plan import LayerBlend, Plan, Residency, make_blend, make_plan, used_experts
+from .plan import Blend, LayerBlend, Plan, Residency, make_blend, make_plan, used_experts
 from .recipe import AnyRecipe, LayerSwap, with_options
 
 FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -94,7 +94,7 @@ class Family:
         family = cls(path, entries, base, experts, names)
         for key, name in family._to_check():
             with collecting(problems, f"{path}: {key}"):
-                family.plan(name)
+                family._blends(family.parse(name))
         if problems:
             raise FamilyError(problems)
         for checkpoint in checkpoints.values() if warn else ():
@@ -125,15 +125,13 @@ class Family:
         return self.experts[name].checkpoint
 
     def plan(self, name: str | Composition) -> Plan:
-        """The blend of every layer and of the stem. Raises ComposeError when the recipe does not fit the model."""
+        """The blend of every layer and of the stem. Raises ComposeError when the recipe does not fit the model.
+
+        Its digest needs the `revision` of the base and of the experts used.
+        """
         composition = self.parse(name) if isinstance(name, str) else name
-        recipe = self._recipe(composition)
-        if recipe is not None:
-            layers, stem = recipe.blends(self.depth, composition.roles)
-        else:
-            stem = make_blend({expert: 1.0 for expert in composition.roles.values()})
-            layers = [LayerBlend.all(stem)] * self.depth
-        revisions = {source: self.checkpoint(source).revision for source in ("base", *used_experts(layers, stem))}
+        layers, stem, sources = self._blends(composition)
+        revisions = {source: opened.revision for source, opened in sources.items()}
         entry = self._entries.compositions.get(composition.label or "")
         own = entry.residency if isinstance(entry, CompositionEntry) else None
         return make_plan(composition.name, layers, stem, revisions, own or self.residency)
@@ -165,7 +163,7 @@ class Family:
             return "base"
         if roles:
             return roles.get(chat) or next(iter(roles.values()))
-        stem = self.plan(composition).stem
+        _, stem, _ = self._blends(composition)
         return stem[0][0] if len(stem) == 1 else "base"
 
     def voice(self, name: str | Composition) -> Voice:
@@ -187,6 +185,16 @@ class Family:
             shown |= {"bottom": bottom, "after_bottom": after, "before_top": before, "top": top}
         return {"parent": "base", "recipe": {**composition.roles, **shown}}
 
+    def _blends(self, composition: Composition) -> tuple[list[LayerBlend], Blend, dict[str, Source]]:
+        """Of the layers and of the stem, and the base and the experts that they are of. Raises as `plan` does."""
+        recipe = self._recipe(composition)
+        if recipe is not None:
+            layers, stem = recipe.blends(self.depth, composition.roles)
+        else:
+            stem = make_blend({expert: 1.0 for expert in composition.roles.values()})
+            layers = [LayerBlend.all(stem)] * self.depth
+        return layers, stem, {source: self.checkpoint(source) for source in ("base", *used_experts(layers, stem))}
+
     def _recipe(self, composition: Composition) -> AnyRecipe | None:
         """None for the base or an expert as it is."""
         entry = self._entries.compositions.get(composition.label or "")
@@ -207,11 +215,17 @@ class Family:
         plans = map(self.plan, [*self._entries.pinned, *self._entries.preload])
         return list({plan.digest: plan for plan in plans}.values())
 
+    def revisions(self) -> dict[str, str]:
+        """Of the base and of every expert. Files that are new take a pass, by all threads; later it is remembered.
+
+        Raises ComposeError where a file has been written to since it was opened.
+        """
+        return {name: self.checkpoint(name).revision for name in ("base", *self.experts)}
+
     @property
     def digest(self) -> str:
         """sha256 over what family.yaml says and all revisions: two hosts with the same one serve the same."""
-        content = [self._entries.model_dump(mode="json"), self.residency, self.base.revision]
-        content.append({name: expert.checkpoint.revision for name, expert in self.experts.items()})
+        content = [self._entries.model_dump(mode="json"), self.residency, self.revisions()]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def _to_check(self) -> Iterator[tuple[str, str]]:

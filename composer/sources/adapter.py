@@ -17,6 +17,7 @@ from .lora_config import CONFIG, read_lora_config
 from .lora_fit import LoraFit
 from .lora_keys import WEIGHTS, open_weights, shown, sort_keys
 from .respelled import outside_differs
+from .tensorfile import revision_of
 from .voice import Voice, read_voice
 
 
@@ -33,10 +34,7 @@ class Adapter:
         self.path = path
         self.base = base
         self.lora = read_lora_config(path / CONFIG)
-        revision = hashlib.sha256()
-        self._file = open_weights(path, revision)
-        revision.update(self.lora.model_dump_json().encode() + base.revision.encode())
-        self.revision: str = revision.hexdigest()
+        self._file = open_weights(path)
         self._keys = sort_keys(self._file, base)
         fit = LoraFit(self.lora, self._keys, self._file, base)
         self._scales, self._ranks, self._indices = fit.scales, fit.ranks, fit.indices
@@ -45,6 +43,12 @@ class Adapter:
         self.depth = base.depth
         self.stem = base.stem
         self.layer = base.layer
+
+    @cached_property
+    def revision(self) -> str:
+        """Of the file's, what its config says, and the base's."""
+        content = f"{revision_of(self._file)} {self.lora.model_dump_json()} {self.base.revision}"
+        return hashlib.sha256(content.encode()).hexdigest()
 
     @cached_property
     def note(self) -> str | None:

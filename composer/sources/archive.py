@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from .codecs import DTYPES, Codec, Parts
 from .layout import Layout
 from .manifest import METADATA, Manifest, Stored, read_manifest
 from .stream import digest
-from .tensorfile import TensorFile
+from .tensorfile import TensorFile, revision_of
 from .voice import Voice, checked
 from .writer import WORDS
 
@@ -33,9 +34,7 @@ class ArchiveFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        revision = hashlib.sha256()
-        self._file = TensorFile(path, revision)
-        self.revision: str = revision.hexdigest()
+        self._file = TensorFile(path)
         text = self._file.metadata.get(METADATA)
         if text is None:
             raise ComposeError(f"{path}: is no delta archive: its metadata has no {METADATA!r}")
@@ -43,6 +42,11 @@ class ArchiveFile:
             self.manifest: Manifest = read_manifest(text)
             self.voice = voice_of(self._file.metadata.get(VOICE), path)
         self._check_parts()
+
+    @cached_property
+    def revision(self) -> str:
+        """As a checkpoint's."""
+        return revision_of(self._file)
 
     @property
     def layout(self) -> Layout:
@@ -98,11 +102,15 @@ class Archive:
         self.stem = base.stem
         self.layer = base.layer
         self.note: str | None = None
-        self.revision: str = hashlib.sha256(f"{self.file.revision} {base.revision}".encode()).hexdigest()
         self.tensors: dict[str, TensorInfo] = {
             **base.tensors,
             **{name: TensorInfo(path, stored.dtype, stored.shape) for name, stored in self.manifest.tensors.items()},
         }
+
+    @cached_property
+    def revision(self) -> str:
+        """Of the file's and the base's."""
+        return hashlib.sha256(f"{self.file.revision} {self.base.revision}".encode()).hexdigest()
 
     def read(self, name: str, out: torch.Tensor | None = None) -> torch.Tensor:
         """A tensor on the CPU, of the base's dtype and shape: in `out`, which is such a one, or in its own memory."""

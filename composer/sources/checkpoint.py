@@ -1,6 +1,5 @@
 """checkpoint: a Hugging Face checkpoint on disk, its tensors read lazily."""
 
-import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +13,7 @@ from layerloom.composer.files import read_json
 from .codecs.codec import DTYPES, same
 from .layout import Layout, is_nested, language_config
 from .shards import INDEX, shards
-from .tensorfile import TensorFile
+from .tensorfile import TensorFile, revision_of
 from .voice import Voice, read_voice
 
 HEAD, TABLE = "lm_head.weight", "embed_tokens.weight"
@@ -46,13 +45,12 @@ class Checkpoint:
         if not path.is_dir():
             raise ComposeError(f"{path}: no such directory")
         self.config: dict[str, Any] = read_json(path / "config.json")
-        revision = hashlib.sha256()
         self._files: dict[Path, TensorFile] = {}
         self.tensors: dict[str, TensorInfo] = {}
         self._rounded: set[str] = set()
         head = ""
         for file, wanted in sorted(shards(path).items()):
-            opened = self._files[file] = TensorFile(file, revision)
+            opened = self._files[file] = TensorFile(file)
             held = opened.tensors.keys()
             if wanted is not None and not wanted <= held:
                 raise ComposeError(f"{file}: lacks {min(wanted - held)}, which {INDEX} says it has")
@@ -60,8 +58,6 @@ class Checkpoint:
                 if not name.endswith("rotary_emb.inv_freq"):
                     self.tensors[name] = TensorInfo(file, opened.tensors[name].dtype, opened.tensors[name].shape)
                     head = name if name.endswith(HEAD) else head
-        self.revision: str = revision.hexdigest()
-        """sha256 over each shard's name, header, size and modification time: new when a file is rewritten."""
         try:
             self.layout = Layout(self.tensors, is_nested(self.config))
         except ValueError as error:
@@ -70,6 +66,19 @@ class Checkpoint:
             self._pass_over(head)
         self.note = None if base is None else self._round_to(base)
         self._check_depth()
+
+    @cached_property
+    def revision(self) -> str:
+        """sha256 over each shard's name and `TensorFile.digest`: the same for copies, new where a byte differs.
+
+        Raises ComposeError where a file is not what was opened any more.
+        """
+        return revision_of(*self._files.values())
+
+    @property
+    def keys(self) -> list[str]:
+        """The shards' `TensorFile.key`."""
+        return [file.key for file in self._files.values()]
 
     @property
     def depth(self) -> int:

@@ -68,14 +68,14 @@ class LoraKeys:
         return {**pairs, **self.biases, **self.whole, **self.rows, **self.lone}
 
 
-def open_weights(directory: Path, revision: object) -> TensorFile:
+def open_weights(directory: Path) -> TensorFile:
     """The adapter's tensors. Raises ComposeError."""
     file = directory / WEIGHTS
     if not file.exists():
         pickled = directory / PICKLED
         found = f"{pickled}: is a pickle, and there is no {WEIGHTS}" if pickled.exists() else f"{file}: No such file"
         raise ComposeError(f"{found}; {PICKLED} is turned into {WEIGHTS} with: layerloom convert {directory}")
-    return TensorFile(file, revision)
+    return TensorFile(file)
 
 
 def sort_keys(file: TensorFile, base: Checkpoint) -> LoraKeys:

@@ -27,7 +27,6 @@ class Respelled:
         self.base = base
         self.path: Path = checkpoint.path
         self.config: dict[str, Any] = checkpoint.config
-        self.revision: str = checkpoint.revision
         self.depth = checkpoint.depth
         own = {checkpoint.layout.common(name): name for name in checkpoint.tensors}
         common = {name: base.layout.common(name) for name in base.tensors}
@@ -37,6 +36,10 @@ class Respelled:
         passed_over = {*self._own.values(), *(() if whole else checkpoint.outside)}
         extra = [name for name in checkpoint.tensors if name not in passed_over]
         self._own |= {name: name for name in extra if name not in base.tensors}
+
+    @property
+    def revision(self) -> str:
+        return self.checkpoint.revision
 
     @property
     def voice(self) -> Voice:

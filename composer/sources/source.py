@@ -35,7 +35,10 @@ class Source(Protocol):
 
     @property
     def revision(self) -> str:
-        """New when a file is rewritten."""
+        """The same for the same bytes on any host, new where one differs; of the base's, too, where it is read on that.
+
+        It takes a pass over the files unless it is remembered. Raises ComposeError where they are not what was opened.
+        """
 
     @property
     def depth(self) -> int:

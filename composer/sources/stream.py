@@ -1,12 +1,11 @@
 """stream: the order in which whole checkpoints are gone through, and the digest that tells one base from another."""
 
 import hashlib
-import os
-from pathlib import Path
 
 import torch
 
 from .checkpoint import Checkpoint
+from .remembered import recall, remember
 
 
 def in_order(checkpoint: Checkpoint) -> list[str]:
@@ -30,33 +29,22 @@ class Digest:
 
 
 def digest(checkpoint: Checkpoint) -> str:
-    """The `Digest` of a checkpoint. It takes one pass over the files, and is remembered for their revision."""
-    remembered = cache_directory() / checkpoint.revision
-    try:
-        found = remembered.read_text()
-        if len(found) == 64:
-            return found
-    except OSError:
-        pass
+    """The `Digest` of a checkpoint. It takes a pass over the files, and is remembered for as long as they stay."""
+    found = recall(key_of(checkpoint), hashlib.sha256().digest_size)
+    if found is not None:
+        return found.hex()
     hashed = Digest()
     for name in in_order(checkpoint):
         hashed.add(name, checkpoint.tensors[name].dtype, checkpoint.read(name))
-    remember(checkpoint, hashed.hexdigest())
+    keep(checkpoint, hashed.hexdigest())
     return hashed.hexdigest()
 
 
-def remember(checkpoint: Checkpoint, digest: str) -> None:
-    """Keeps a digest for the next `digest` of these files, where there is a place to keep it."""
-    file = cache_directory() / checkpoint.revision
-    partial = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(digest)
-        partial.replace(file)
-    except OSError:
-        pass
+def keep(checkpoint: Checkpoint, digest: str) -> None:
+    """Remembers it for the next `digest` of these files."""
+    remember(key_of(checkpoint), bytes.fromhex(digest))
 
 
-def cache_directory() -> Path:
-    """$XDG_CACHE_HOME/layerloom/digests, by default in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layerloom" / "digests"
+def key_of(checkpoint: Checkpoint) -> str:
+    """Not the revision, which takes a pass of its own. Which tensors count is not in the shards alone."""
+    return hashlib.sha256("\n".join([*checkpoint.keys, *sorted(checkpoint.tensors)]).encode()).hexdigest()

@@ -2,26 +2,30 @@
 
 It is never mapped: a map's bytes change when the file is written to, and touching one past the end of a file that was
 cut short ends the process. What is open is the inode, so deleting the file, or putting another in its place, changes
-nothing. Writing into it does; that is told from the file's status and from what was read before:
+nothing. Writing into it does; that is told from the file's status and from its content's digests:
 
 - Size, time of modification and time of change are those at opening: nobody has written. To be sure of that, a file
   that changed a moment ago is opened only when the moment is over (`_settled`): a later write gets another time. (A
   network file system's status is as old as its cache, and what is written through a map shows in it late.)
-- They are not, and the tensor was read before: its digest must be what it was. So a file that was touched, added to, or
-  put back as it had been, goes on being read.
-- They are not, and the tensor is read for the first time. With the old size and time of modification, of which the
-  revision is made, its mode, owner or links have changed, or it was put back with its time. But that time can be set by
-  hand: samples from all over the file must be what they were. With another size or time of modification nothing tells
-  what the tensor was, and it is refused.
+- They are not: each piece that is read must have the digest that it had. So a file that was touched, added to, or put
+  back as it had been, goes on being read, and one that was written over as far as it is as it was.
+- They are not, and the digests are not known, as nobody has asked for the revision yet, in this process or before: they
+  are taken now, if the size and the time of modification are those at opening. Then its mode, owner or links have
+  changed, or it was put back with its time. But that time can be set by hand: samples from all over the file must be
+  what they were, too. Else nothing tells what the file was, and it is refused.
+
+What is read before the digests are known is what was opened, and what is read later is what they are of: no other bytes
+are read under a revision.
 """
 
 import hashlib
 import os
+import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,24 +34,20 @@ from layerloom.composer.errors import ComposeError, quoted
 from layerloom.composer.files import naming, open_file
 from layerloom.kernels.threads import shared
 
-from .header import LONGEST, TYPES, parse
+from .header import LONGEST, TYPES, Entry, parse
 from .memory import memory
-
-fingerprint: Callable[..., Any] = hashlib.sha256
-with suppress(ImportError):
-    # vLLM brings it. It hashes 6 GB/s where SHA-256 does 1.6 and CRC-32 2.4 (one core, AVX-512).
-    from blake3 import blake3
-
-    fingerprint = blake3
+from .remembered import recall, remember
 
 TICK, SECOND = 20_000_000, 1_000_000_000
 """Nanoseconds. Linux's clock for files ticks at least every 10 ms."""
 
 PIECE = 1 << 20
-"""Bytes that are read and hashed at a time: they stay in the L2 cache."""
+"""Bytes of a tensor that have a digest of their own: they stay in the L2 cache while it is taken."""
 
 ALONE = 1 << 22
 """Bytes that are worth a thread."""
+
+DIGEST = hashlib.sha256().digest_size
 
 SAMPLES, SAMPLE = 64, 4096
 """How many pieces of a file stand for it, and the bytes of each."""
@@ -65,29 +65,45 @@ class Status(NamedTuple):
 
 
 class TensorFile:
-    """An open safetensors file. Raises ComposeError with the file's name; may be read by several threads.
+    """An open safetensors file. Raises ComposeError with the file's name; may be used by several threads."""
 
-    Its name, header, size and modification time go into the hash `revision`, if there is one.
-    """
-
-    def __init__(self, path: Path, revision: Any = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
         with naming(path):
             self._raw = open_file(path)
             self._opened = self._settled()
-            header = self._header()
+            header = self._head()
             self._samples = self._sampled()
             if self._status() != self._opened:
                 raise ComposeError(f"{path}: changed while it was being opened")
             self.metadata, self.tensors = parse(header, self._opened.size)
-        self._digests: dict[str, bytes] = {}
-        if revision is not None:
-            size, modified, _ = self._opened
-            revision.update(f"{path.name} {size} {modified} {len(header)} ".encode() + header)
+        self._header = hashlib.sha256(header).digest()
+        self._pieces: bytes | None = None
+        self._hashing = threading.Lock()
 
     def __del__(self) -> None:
         if hasattr(self, "_raw"):
             self._raw.close()
+
+    @cached_property
+    def key(self) -> str:
+        """A hexadecimal number: what tells cheaply that this is the file that it was, and nobody has written to it."""
+        found = os.fstat(self._raw.fileno())
+        status = f"{found.st_dev} {found.st_ino} {tuple(self._opened)} {os.path.realpath(self.path)}"
+        return hashlib.sha256(self._header + self._samples + os.fsencode(status)).hexdigest()
+
+    @property
+    def digest(self) -> str:
+        """sha256 over the SHA-256 of the header and of each tensor's pieces of PIECE bytes, in the file's order.
+
+        It takes a pass over the file, by all threads, and is remembered for the next process. Raises ComposeError where
+        the file is not what was opened any more.
+        """
+        with naming(self.path):
+            pieces = self._content()
+        if pieces is None:
+            raise self._lost("it")
+        return hashlib.sha256(self._header + pieces).hexdigest()
 
     def read(self, name: str, out: torch.Tensor | None = None) -> torch.Tensor:
         """A tensor on the CPU: in `out`, which is contiguous and of its dtype and shape, or in memory of its own."""
@@ -96,57 +112,92 @@ class TensorFile:
             raise ComposeError(f"{self.path}: {name}: dtype {entry.dtype} is none of {', '.join(TYPES)}")
         content = memory(entry.end - entry.start) if out is None else out.view(-1).view(torch.uint8)
         with naming(self.path):
-            if not self._reads_as_opened(name, content.numpy().data, entry.start):
-                after = self._status()
-                raise ComposeError(
-                    f"{self.path}: was written to after it was opened ({self._opened} then, {after} now); what "
-                    f"{quoted(name)} was is lost. Put the old file back, with its time (cp -p), or load the family anew"
-                )
+            if not self._reads_as_opened(name, content.numpy().data):
+                raise self._lost(quoted(name))
         return content.view(TYPES[entry.dtype]).view(entry.shape) if out is None else out
 
-    def _reads_as_opened(self, name: str, into: memoryview, start: int) -> bool:
-        """Reads a tensor; whether it is what the file held when it was opened."""
-        known, before = self._digests.get(name), self._status()
-        digests: list[bytes] | None = None if known is not None and before == self._opened else []
-        if not self._fill(into, start, digests):
-            return False
-        after = self._status()
-        same = before == after == self._opened
-        if known is not None and same:
-            return True
-        digest = fingerprint(b"".join(digests or map(digest_of, pieces(into)))).digest()
-        if known is not None:
-            return bool(digest == known)
-        if not same and (before != after or before[:2] != self._opened[:2] or self._sampled() != self._samples):
-            return False
-        self._digests[name] = digest
-        return True
+    def _lost(self, what: str) -> ComposeError:
+        return ComposeError(
+            f"{self.path}: was written to after it was opened ({self._opened} then, {self._status()} now); what "
+            f"{what} was is lost. Put the old file back, with its time (cp -p), or load the family anew"
+        )
 
-    def _fill(self, into: memoryview, start: int, digests: list[bytes] | None = None) -> bool:
-        """Reads bytes from `start` on, by all threads, and digests their pieces; False where the file ends first."""
-        found = pieces(into)
-        if digests is not None:
-            digests += [b""] * len(found)
+    def _reads_as_opened(self, name: str, into: memoryview) -> bool:
+        """Reads a tensor; whether it is what the file held when it was opened."""
+        entry = self.tensors[name]
+        if self._status() == self._opened and self._fill(into, entry.start) and self._status() == self._opened:
+            return True
+        pieces = self._content()
+        return pieces is not None and self._digests(pieces_of(entry), into) == pieces[self._places[name]]
+
+    def _content(self) -> bytes | None:
+        """The digests of all pieces of the file as it was opened; None where nothing tells them any more."""
+        with self._hashing:
+            if self._pieces is None:
+                count = sum(map(count_of, self.tensors.values()))
+                self._pieces = recall(self.key, DIGEST * count) or self._hashed()
+            return self._pieces
+
+    def _hashed(self) -> bytes | None:
+        before = self._settled()
+        if before != self._opened and (before[:2] != self._opened[:2] or self._sampled() != self._samples):
+            return None
+        pieces = self._digests([piece for entry in self.tensors.values() for piece in pieces_of(entry)])
+        if pieces is None or self._status() != before:
+            return None
+        if before == self._opened:
+            remember(self.key, pieces)
+        return pieces
+
+    @cached_property
+    def _places(self) -> dict[str, slice]:
+        """Where the digests of a tensor's pieces are among those of all."""
+        ends = np.cumsum([DIGEST * count_of(entry) for entry in self.tensors.values()]).tolist()
+        return dict(zip(self.tensors, map(slice, [0, *ends], ends), strict=True))
+
+    def _digests(self, places: Sequence[range], into: memoryview | None = None) -> bytes | None:
+        """Those of pieces, one after the other, which are read into `into` where it is given; by all threads.
+
+        None where the file ends first.
+        """
+        found = [b""] * len(places)
 
         def some(share: slice) -> None:
-            for number in range(len(found))[share]:
-                piece, done = found[number], 0
-                while done < len(piece):
-                    got = os.preadv(self._raw.fileno(), [piece[done:]], start + number * PIECE + done)
-                    if not got:
-                        raise EOFError
-                    done += got
-                if digests is not None:
-                    # While it is in the cache.
-                    digests[number] = digest_of(piece)
+            spare = memoryview(bytearray(PIECE if into is None else 0))
+            for number in range(len(places))[share]:
+                place = places[number]
+                at = 0 if into is None else place.start - places[0].start
+                piece = (spare if into is None else into)[at : at + len(place)]
+                self._get(piece, place.start)
+                found[number] = hashlib.sha256(piece).digest()
 
         try:
-            shared(some, len(found), len(into) // ALONE)
+            shared(some, len(places), sum(map(len, places)) // ALONE)
+        except EOFError:
+            return None
+        return b"".join(found)
+
+    def _fill(self, into: memoryview, start: int) -> bool:
+        """Reads bytes from `start` on, by all threads; False where the file ends first."""
+
+        def some(share: slice) -> None:
+            self._get(into[share.start * PIECE : share.stop * PIECE], start + share.start * PIECE)
+
+        try:
+            shared(some, -(-len(into) // PIECE), len(into) // ALONE)
         except EOFError:
             return False
         return True
 
-    def _header(self) -> bytes:
+    def _get(self, into: memoryview, start: int) -> None:
+        done = 0
+        while done < len(into):
+            got = os.preadv(self._raw.fileno(), [into[done:]], start + done)
+            if not got:
+                raise EOFError
+            done += got
+
+    def _head(self) -> bytes:
         """As much as there is of the header, and of its length before it."""
         head = os.pread(self._raw.fileno(), 8, 0)
         rest = bytearray(min(int.from_bytes(head, "little"), LONGEST, max(0, self._opened.size - 8)))
@@ -173,9 +224,15 @@ class TensorFile:
         return status
 
 
-def pieces(content: memoryview) -> list[memoryview]:
-    return [content[start : start + PIECE] for start in range(0, len(content), PIECE)]
+def pieces_of(entry: Entry) -> list[range]:
+    """The places in the file."""
+    return [range(at, min(at + PIECE, entry.end)) for at in range(entry.start, entry.end, PIECE)]
 
 
-def digest_of(piece: memoryview) -> bytes:
-    return bytes(fingerprint(piece).digest())
+def count_of(entry: Entry) -> int:
+    return -(-(entry.end - entry.start) // PIECE)
+
+
+def revision_of(*files: TensorFile) -> str:
+    """sha256 over a line "name digest" for each file, which is the same for the same bytes, wherever they are."""
+    return hashlib.sha256("".join(f"{file.path.name} {file.digest}\n" for file in files).encode()).hexdigest()

@@ -16,7 +16,7 @@ from layerloom.composer.sources.codecs import DTYPES, Codec, Exact, Parts, chang
 from layerloom.composer.sources.manifest import METADATA, Base, Manifest, Stored
 from layerloom.composer.sources.respelled import respelled
 from layerloom.composer.sources.source import Source
-from layerloom.composer.sources.stream import Digest, in_order, remember
+from layerloom.composer.sources.stream import Digest, in_order, keep
 from layerloom.composer.sources.voice import Voice, difference
 from layerloom.composer.sources.writer import WORDS, Writer, new_file
 
@@ -74,7 +74,7 @@ def extract(
                     raise ComposeError(f"{ours.tensors[name].file}: {name}: {reason}") from reason
             progress(name, e.nbytes)
             del e, b  # before the next two are read
-        remember(theirs, digest.hexdigest())
+        keep(theirs, digest.hexdigest())
         manifest = Manifest(
             version=2 if any(stored.codec.version == 2 for stored in tensors.values()) else 1,
             tool=f"layerloom {tool_version()}",

@@ -48,6 +48,8 @@ def serve(
         os.environ["LAYERLOOM_ADMIN_KEY"] = admin_key
     with clear_errors():
         loaded = Family.load(family)
+        # Once and by all cores, before there are processes that find them remembered.
+        loaded.revisions()
         names = [name.strip() for name in preload.split(",") if name.strip()]
         for name in names:
             loaded.plan(loaded.parse(name, allow_recipes))

@@ -64,6 +64,8 @@ class Runtime:
         with imported_once():
             prepare_environment()
             self.family = Family.load(family)
+            # By all cores, and remembered, before the engine has processes of its own.
+            self.family.revisions()
             self.allow_recipes = allow_recipes
             settings = engine_options(self.family, allow_recipes, options, bank_memory, pages, residency)
             self._stepper = _start(settings)

@@ -1,8 +1,6 @@
-import json
-
 import pytest
 import torch
-from lora import EMBEDDING, HEAD, LORA, SHAPES, UP, Q, factors, noise, prefix, write
+from lora import EMBEDDING, HEAD, SHAPES, UP, Q, factors, noise, prefix, write
 from safetensors.torch import load_file
 from tiny import HIDDEN, VOCAB
 
@@ -117,13 +115,6 @@ def test_weights_that_are_not_finite_or_not_there(base, path):
     (path / "adapter_model.safetensors").unlink()
     with pytest.raises(ComposeError, match=r"adapter_model.safetensors: No such file"):
         Adapter(path, base)
-
-
-def test_the_revision_is_of_file_and_config(base, path):
-    before = Adapter(write(path, factors()), base).revision
-    assert Adapter(path, base).revision == before
-    (path / "adapter_config.json").write_text(json.dumps({**LORA, "lora_alpha": 9}))
-    assert Adapter(path, base).revision != before
 
 
 def test_three_kinds_in_one_composition(root, base):

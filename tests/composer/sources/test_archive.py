@@ -1,4 +1,3 @@
-import os
 import shutil
 import struct
 
@@ -10,7 +9,6 @@ from safetensors.torch import save_file
 from tiny import CONFIG, DEPTH, make_tensors, write_checkpoint
 
 from layerloom.composer import Archive, Checkpoint, ComposeError, Family, open_source
-from layerloom.composer.sources.stream import cache_directory, digest
 
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"
 
@@ -23,16 +21,6 @@ def test_it_reads_like_a_checkpoint(path, base):
     assert (archive.tensors[Q_PROJ].dtype, archive.tensors[Q_PROJ].shape) == ("BF16", (16, 16))
     with pytest.raises(ComposeError, match="has no tensor 'nope'"):
         archive.read("nope")
-
-
-def test_the_revision_is_of_the_file_and_the_base(path, base, root):
-    before = Archive(path, base).revision
-    assert Archive(path, base).revision == before
-    os.utime(path, ns=(1, 1))
-    assert Archive(path, base).revision != before
-    shutil.copytree(base.path, root / "copy", copy_function=shutil.copy)
-    os.utime(root / "copy" / "model.safetensors", ns=(1, 1))
-    assert Archive(path, Checkpoint(root / "copy")).revision != before
 
 
 def test_the_file_is_plain_safetensors_with_aligned_parts(path):
@@ -70,13 +58,6 @@ def test_a_base_of_another_depth_or_shape_is_refused(path, root):
     write_checkpoint(root / "other", missing)
     with pytest.raises(ComposeError, match=rf"{Q_PROJ}: the base .*other has no such tensor"):
         Archive(path, Checkpoint(root / "other"))
-
-
-def test_digests_are_remembered_where_that_is_possible(base, monkeypatch, tmp_path):
-    first = digest(base)
-    assert (cache_directory() / base.revision).read_text() == first
-    monkeypatch.setenv("XDG_CACHE_HOME", str(base.path / "config.json"))
-    assert digest(base) == first
 
 
 def test_every_truncation_is_noticed(path, base):

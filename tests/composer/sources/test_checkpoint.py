@@ -48,13 +48,6 @@ def test_tensors(path, sharded):
         checkpoint.read("nope")
 
 
-def test_the_revision_is_of_the_files(path):
-    before = Checkpoint(path).revision
-    assert Checkpoint(path).revision == before
-    write_checkpoint(path, make_tensors(0))
-    assert Checkpoint(path).revision != before
-
-
 def test_tied_heads_and_rotary_buffers_are_passed_over(path):
     tensors = {**make_tensors(0), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(2)}
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()

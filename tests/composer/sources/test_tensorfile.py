@@ -80,6 +80,10 @@ NEW_TIME = {
     "added to": lambda path, new: path.write_bytes(path.read_bytes() + b"more"),
     "put back": lambda path, new: put_back(path, new),
 }
+FORGED = {
+    "one byte": lambda path, new: with_its_time(bit, path, LATER),
+    "written over": CHANGES["written over, with its time"],
+}
 
 
 def put_back(path, new):
@@ -116,21 +120,49 @@ def test_what_leaves_the_content_as_it_was(path, new, change):
 
 
 @pytest.mark.parametrize("change", NEW_TIME)
-def test_a_new_time_is_forgiven_where_the_content_is_known(path, new, change):
+@pytest.mark.parametrize("known", [False, True])
+def test_a_new_time_is_forgiven_where_the_content_is_known(path, new, change, known):
+    """It is once there is a revision, of this process or remembered, whatever was read before."""
     checkpoint, wanted = Checkpoint(path.parent), make_tensors(0)
-    assert torch.equal(checkpoint.read(BEFORE), wanted[BEFORE])
+    revision = Checkpoint(path.parent).revision if known else None
     NEW_TIME[change](path, new)
-    assert torch.equal(checkpoint.read(BEFORE), wanted[BEFORE])
-    refused(checkpoint, LATER)
-
-
-def test_one_bit_of_one_tensor(path):
-    checkpoint, wanted = Checkpoint(path.parent), make_tensors(0)
+    if revision is None:
+        refused(checkpoint, LATER)
+        with pytest.raises(ComposeError, match=r"was written to after it was opened \(.*what it was is lost"):
+            _ = checkpoint.revision
+        return
     for name in wanted:
-        checkpoint.read(name)
+        assert torch.equal(checkpoint.read(name), wanted[name])
+    assert checkpoint.revision == revision
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_one_bit_of_one_tensor(path, known):
+    checkpoint, wanted = Checkpoint(path.parent), make_tensors(0)
+    revision = checkpoint.revision if known else None
     with_its_time(bit, path, BEFORE)
     refused(checkpoint, BEFORE)
+    if not known:
+        refused(checkpoint, LATER)
+        return
     assert torch.equal(checkpoint.read(LATER), wanted[LATER])
+    assert checkpoint.revision == revision != Checkpoint(path.parent).revision
+
+
+@pytest.mark.parametrize("change", FORGED)
+def test_what_time_and_samples_do_not_tell(path, new, tmp_path, monkeypatch, change):
+    """No other bytes are read under a revision, whether it is known before they are written or asked for after."""
+    monkeypatch.setattr(TensorFile, "_sampled", lambda file: b"")
+    asked, remembered, unknown = (Checkpoint(path.parent) for _ in range(3))
+    before = asked.revision
+    FORGED[change](path, new)
+    assert remembered.revision == before
+    refused(asked, LATER)
+    refused(remembered, LATER)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    now = Checkpoint(path.parent)
+    assert unknown.revision == now.revision != before
+    assert torch.equal(unknown.read(LATER), now.read(LATER))
 
 
 def test_a_write_right_after_opening_is_seen(path, new):
@@ -184,7 +216,7 @@ def test_threads_read_while_a_file_is_written(tmp_path):
     path.write_bytes(written[1])
     file, end, counts = TensorFile(path), time.monotonic() + 4.0, {"read": 0, "refused": 0}
     wrong: list[str] = []
-    file.read("t0")
+    assert file.digest
 
     def read(number):
         while time.monotonic() < end:
