@@ -85,6 +85,28 @@ def test_metrics_have_no_series_for_recipes(server: Server) -> None:
     assert not any("weight=" in server.get("/metrics").text for _ in range(4))
 
 
+def test_loading_and_reloading_reach_all_engines(server: Server) -> None:
+    """Whichever server is asked: connections are new ones each time."""
+
+    def resident(name: str) -> set[bool]:
+        return {server.get(f"/v1/models/{name}").json()["resident"] for _ in range(8)}
+
+    def reloads() -> set[int]:
+        return {server.get("/v1/bank").json()["reloads"] for _ in range(8)}
+
+    (before,) = reloads()
+    for round in range(1, 3):
+        assert server.post("/v1/load_lora_adapter", {"lora_name": "math+bengali"}).status_code == 200
+        assert resident("math+bengali") == {True}
+        assert server.post("/v1/unload_lora_adapter", {"lora_name": "math+bengali"}).status_code == 200
+        wait_until(lambda: resident("math+bengali") == {False}, 10)
+        answer = server.post("/v1/family/reload", {})
+        assert answer.status_code == 200 and not answer.json()["changed"], answer.text
+        assert reloads() == {before + round}
+    test_names_are_the_same_everywhere(server)
+    assert server.healthy()
+
+
 def test_nothing_outlives_the_process_that_started_it(server: Server) -> None:
     """The last test of this server's. vLLM's engines would stay for ever."""
     assert len(members(server.process.pid)) > 5
