@@ -1,6 +1,7 @@
 """tiny: the smallest families composer can be tried on, written without transformers."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -69,3 +70,12 @@ def problems(path: Path) -> list[str]:
         Family.load(path)
     assert str(caught.value) == "\n".join(caught.value.problems)
     return caught.value.problems
+
+
+def flip(file: Path) -> None:
+    """One bit, with the size and the time that it had."""
+    status, content = file.stat(), bytearray(file.read_bytes())
+    content[-1] ^= 1
+    with file.open("r+b") as raw:
+        raw.write(content)
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
