@@ -16,8 +16,9 @@ made again finds it.
     bank       What GET /v1/bank counted; and an LRU on paper: the same requests in the order in which they were sent,
                one after another, each at once; room for as many bytes of pages, shared as the bank shares them; the
                pair that was longest unused dropped first, as if nothing were ever in use. `assemblies` are pairs that
-               had to be made, `without` is the share of the requests beyond those. `hits` are how often the API server
-               asked the engine for a pair that was there, which it does once for all requests that it then has for it.
+               had to be made, `without` is the share of the requests beyond those, `each` the time that making one
+               took once begun. `hits` are how often the API server asked the engine for a pair that was there, which
+               it does once for all requests that it then has for it.
     answers    Those of one pair to one prompt must be the same every time. What was asked of --judged pairs is
                afterwards asked of stock vLLM on what `merge` writes, and the answers must be the same, too. Sums of
                other batches may be rounded otherwise, in bf16: a token that differs is "as good" where the other is
@@ -63,6 +64,7 @@ PROMPTS = [[3 + (37 * k + (7 + k) * i) % 480 for i in range(33 + k)] for k in ra
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
 # So small a KV cache has all been in use after a few hundred requests, and does not look like growth.
 OPTIONS = ("--enforce-eager", "--kv-cache-memory-bytes", "32M", "--block-size", "32", "--max-num-seqs", "64")
+COUNTED = ("assemblies", "evictions", "assembly_bytes", "assembly_seconds", "hits")
 GROWTH, SLACK = 1.03, 8.0
 """By what factor and MB memory may be above what it was, and count as flat."""
 
@@ -129,7 +131,7 @@ async def soak(running: Served, requests: Iterator[Request], clients: int, secon
 
 def counted(running: Served) -> dict[str, float]:
     report = running.server.get("/v1/bank").raise_for_status().json()
-    return {key: report[key] for key in ("assemblies", "evictions", "assembly_bytes", "hits")}
+    return {key: report[key] for key in COUNTED}
 
 
 def ask_alone(running: Served, name: str, prompt: int) -> Reference:
@@ -167,13 +169,15 @@ def print_time(report: Report, run: Run) -> list[str]:
 
 def print_bank(report: Report, run: Run, best: Ideal) -> None:
     asked = len(run.clients.sent)
-    columns = ("", "requests", "assemblies", "without", "evictions", "assembled, MB", "hits")
+    columns = ("", "requests", "assemblies", "without", "evictions", "assembled, MB", "each, ms", "hits")
     rows = []
     if run.alive:
-        made, evicted, size, hits = (run.bank[key] for key in ("assemblies", "evictions", "assembly_bytes", "hits"))
-        rows = [("the server's", asked, made, 1 - made / asked, evicted, size / 1e6, hits)]
-    on_paper = best.assemblies, 1 - best.assemblies / asked, best.evictions, best.bytes / 1e6, asked - best.assemblies
-    report.table("The bank", columns, [*rows, ("an LRU on paper", asked, *on_paper)])
+        made, evicted, size, seconds, hits = (run.bank[key] for key in COUNTED)
+        each = 1000 * seconds / made if made else None
+        rows = [("the server's", asked, made, 1 - made / asked, evicted, size / 1e6, each, hits)]
+    hits = asked - best.assemblies
+    paper = "an LRU on paper", asked, best.assemblies, hits / asked, best.evictions, best.bytes / 1e6, None, hits
+    report.table("The bank", columns, [*rows, paper])
 
 
 def print_answers(report: Report, run: Run, stock: Mapping[Key, Reference]) -> list[str]:
