@@ -225,17 +225,18 @@ def main() -> int:
             if run.alive:
                 check_sizes(running, bank)
         names = sorted({name for name, _ in run.told})
+        wrong = [f"failed: {failure}" for failure in run.clients.failures]
+        if run.clients.answers:
+            wrong += print_time(report, run)
+            print_bank(report, run, ideal(bank, (request.name for request in run.clients.sent), room))
+            if args.plot is not None:
+                title = f"{len(run.clients.answers)} answers of {len(names)} pairs, in a bank for {len(some)}"
+                timeline.draw(run.clients.answers, run.samples, args.plot, title)
         stock: dict[Key, Reference] = {}
         for name in random.Random(args.seed).sample(names, min(args.judged, len(names))):
             answers = stock_answers(family, name, PROMPTS, TOKENS, root / "merged" / name)
             stock |= {(name, k): answer for k, answer in enumerate(answers)}
-    wrong = [f"failed: {failure}" for failure in run.clients.failures]
-    if run.clients.answers:
-        wrong += print_time(report, run) + print_answers(report, run, stock)
-        print_bank(report, run, ideal(bank, (request.name for request in run.clients.sent), room))
-        if args.plot is not None:
-            title = f"{len(run.clients.answers)} answers of {len(names)} pairs, in a bank for {len(some)}"
-            timeline.draw(run.clients.answers, run.samples, args.plot, title)
+    wrong += print_answers(report, run, stock)
     if not run.alive:
         wrong.append(f"the server is not well any more; the end of its log:\n{run.log}")
     for each in wrong[:20]:
