@@ -1,0 +1,99 @@
+"""judge: what stock vLLM answers on merged checkpoints, and whether other answers are the same."""
+
+import math
+import os
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "server")]
+
+from layerloom.composer import Family, merge  # noqa: E402
+
+CLOSE = 0.05
+"""How much likelier (in logprob) a token may be than another that is as good: sums of other batches may be rounded
+otherwise, in bf16."""
+
+SAME, AS_GOOD, WRONG = "the same", "as good", "wrong"
+
+Key = tuple[str, int]
+"""A composition and the number of a prompt."""
+
+Told = Mapping[Key, Counter[tuple[int, ...]]]
+"""All answers to each prompt, as tokens, and how often they came."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A greedy answer, and the logprobs of the likeliest tokens at each step."""
+
+    tokens: tuple[int, ...]
+    steps: tuple[Mapping[int, float], ...]
+
+    def compare(self, tokens: Sequence[int]) -> str:
+        """SAME; AS_GOOD, when the first token that differs was hardly less likely here; or WRONG.
+
+        What comes after such a token is the answer to something else, and says nothing.
+        """
+        if tuple(tokens) == self.tokens:
+            return SAME
+        steps = zip(self.tokens, tokens, self.steps, strict=True)
+        own, other, step = next(each for each in steps if each[0] != each[1])
+        return AS_GOOD if step[own] - step.get(other, -math.inf) < CLOSE else WRONG
+
+
+@dataclass
+class Compared:
+    """How many answers are SAME, AS_GOOD and WRONG, and the wrong ones in words."""
+
+    keys: list[Key] = field(default_factory=list)
+    found: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+
+    @property
+    def cells(self) -> tuple[int, ...]:
+        """One for each of COLUMNS."""
+        names = {name for name, _ in self.keys}
+        return len(names), len(self.keys), self.found.total(), *(self.found[each] for each in (SAME, AS_GOOD, WRONG))
+
+
+COLUMNS = ("compositions", "of prompts", "answers", SAME, AS_GOOD, WRONG)
+
+
+def compared(told: Told, references: Mapping[Key, Reference]) -> Compared:
+    """All answers to what there is a reference for."""
+    result = Compared([key for key in told if key in references])
+    for name, prompt in result.keys:
+        reference = references[name, prompt]
+        for tokens, count in told[name, prompt].items():
+            verdict = reference.compare(tokens)
+            result.found[verdict] += count
+            if verdict == WRONG:
+                result.wrong.append(f"{name}, prompt {prompt}, {count} times {tokens}: right is {reference.tokens}")
+    return result
+
+
+def stock_answers(
+    family: Family, name: str, prompts: Sequence[list[int]], tokens: int, directory: Path
+) -> list[Reference]:
+    """Those of stock vLLM to each prompt, on what `merge` writes to `directory`."""
+    import engines  # of tests/server
+
+    before = dict(os.environ)
+    os.environ.update(engines.ENVIRONMENT)
+    try:
+        merged = merge(family, name, directory)
+        (outputs,) = engines.run(merged, (None, engines.prompts(prompts), engines.sampling(tokens, logprobs=2)))
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    return [
+        Reference(
+            tuple(output.outputs[0].token_ids),
+            tuple({token: entry.logprob for token, entry in step.items()} for step in output.outputs[0].logprobs),
+        )
+        for output in outputs
+    ]
