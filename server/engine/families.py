@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 from layerloom.composer import Bank, ComposeError, Engine, Family, FamilyError, Plan
@@ -68,14 +67,19 @@ class Families:
 
     def plan(self, name: str, digest: str) -> tuple[Bank, Plan]:
         """What a server means by a name, in this family or the one before. Raises ComposeError."""
-        others = []
+        others, unknown = [], None
         for served in filter(None, (self._now, self._before)):
-            with suppress(ComposeError):
+            try:
                 plan = served.family.plan(name)
-                if plan.digest == digest:
-                    return served.bank, plan
-                others.append(plan.digest[:12])
-        has = " and before ".join(others) or "no such composition"
+            except ComposeError as error:
+                unknown = unknown or error
+                continue
+            if plan.digest == digest:
+                return served.bank, plan
+            others.append(plan.digest[:12])
+        if unknown is not None and not others:
+            raise unknown
+        has = " and before ".join(others)
         raise ComposeError(
             f"{name}: the request was made for digest {digest[:12]}, this engine's family has {has}. Were files "
             "changed while serving? Load the family anew: POST /v1/family/reload"
