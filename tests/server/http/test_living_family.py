@@ -187,7 +187,7 @@ def test_many_reloads_under_load(family: Family) -> None:
     for thread in crowd:
         thread.start()
     try:
-        for number in range(12):
+        for number in range(8):
             if number % 2:
                 family.put("{")
             else:
