@@ -25,6 +25,11 @@ class ComposeError(ValueError):
     """A name, recipe, family or checkpoint that cannot be composed."""
 
 
+def in_a_line(error: ComposeError) -> str:
+    """What it says, all problems of a family after each other."""
+    return "; ".join(error.problems) if isinstance(error, FamilyError) else str(error)
+
+
 class ComposeWarning(UserWarning):
     """Something a person should know of what is composed, and need not change."""
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +223,7 @@ class Family:
         """
         return {name: self.checkpoint(name).revision for name in ("base", *self.experts)}
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """sha256 over what family.yaml says and all revisions: two hosts with the same one serve the same."""
         content = [self._entries.model_dump(mode="json"), self.residency, self.revisions()]

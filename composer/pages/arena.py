@@ -1,7 +1,7 @@
 """arena: one tensor that holds all pages of an engine, so that a kernel reaches any of them from one address."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from weakref import WeakSet
 
 import torch
@@ -60,10 +60,16 @@ class Arena:
     @property
     def largest_free(self) -> int:
         """Bytes of the largest piece that no region holds."""
-        regions = sorted(self._regions, key=lambda region: region.id)
+        return UNIT * max(start - end for end, start in self._gaps(self._in_order()))
+
+    def _in_order(self) -> list[Region]:
+        return sorted(self._regions, key=lambda region: region.id)
+
+    def _gaps(self, regions: Sequence[Region]) -> Iterator[tuple[int, int]]:
+        """[start, end) in units of what lies before, between and behind them, and may be nothing."""
         ends = [0, *(region.end for region in regions)]
         starts = [*(region.id for region in regions), self.size // UNIT]
-        return UNIT * max(start - end for end, start in zip(ends, starts, strict=True))
+        return zip(ends, starts, strict=True)
 
     def allocate(self, size: int) -> Region:
         """A region of at least `size` bytes, with whatever was there before. Raises NoRoom."""
@@ -72,10 +78,8 @@ class Arena:
             raise NoRoom(
                 f"{megabytes(size)} more are needed, and {megabytes(self.free)} of {megabytes(self.size)} are free"
             )
-        regions = sorted(self._regions, key=lambda region: region.id)
-        ends = [0, *(region.end for region in regions)]
-        starts = [*(region.id for region in regions), self.size // UNIT]
-        found = next((end for end, start in zip(ends, starts, strict=True) if start - end >= wanted), None)
+        regions = self._in_order()
+        found = next((end for end, start in self._gaps(regions) if start - end >= wanted), None)
         if found is None and self.still:
             raise NoRoom(f"{megabytes(size)} more are needed, and what is free is in pieces")
         region = Region(self._push_together(regions) if found is None else found, wanted)

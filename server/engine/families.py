@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from layerloom.composer import Bank, ComposeError, Engine, Family, FamilyError, Plan
+from layerloom.composer import Bank, ComposeError, Engine, Family, Plan
+from layerloom.composer.errors import in_a_line
 from layerloom.composer.pages.arena import megabytes
 from layerloom.composer.pages.budget import needed
 
@@ -24,6 +25,8 @@ class Served:
 
     family: Family
     bank: Bank
+    digests: frozenset[str] = frozenset()
+    """Those of all its compositions; of the first family nobody asks for them."""
 
 
 class Families:
@@ -57,13 +60,19 @@ class Families:
     def bank(self) -> Bank:
         return self._now.bank
 
+    @property
+    def digests(self) -> frozenset[str]:
+        """Those of all compositions of a family that was switched to."""
+        return self._now.digests
+
     def fit(self, memory: int | None, recipes: bool) -> None:
         """Sets the memory to what is given, or what it takes. Raises ComposeError where that is too little."""
+        wanted = self._wanted(self.bank)
         if memory is None:
             # A composition that only a client's recipe names can be a whole model of its own.
-            memory = self._wanted(self.bank) + recipes * sum(map(self.engine.bytes, range(self.family.depth + 1)))
+            memory = wanted + recipes * sum(map(self.engine.bytes, range(self.family.depth + 1)))
         self.memory = memory
-        self._check_room(self.bank)
+        self._check_room(self.family, wanted)
 
     def plan(self, name: str, digest: str) -> tuple[Bank, Plan]:
         """What a server means by a name, in this family or the one before. Raises ComposeError."""
@@ -123,12 +132,11 @@ class Families:
         ready: Served | None = None
         try:
             family = self._load()
-            ready = Served(family, self._bank_of(family))
+            digests = frozenset(family.plan(name).digest for name in family.names())
+            ready = Served(family, self._bank_of(family), digests)
             state = READY, family.digest
-        except FamilyError as error:
-            state = BROKEN, "; ".join(error.problems)
         except ComposeError as error:
-            state = BROKEN, str(error)
+            state = BROKEN, in_a_line(error)
         except Exception as error:
             state = BROKEN, f"{type(error).__name__}: {error}"
         if token == self._token:
@@ -139,15 +147,15 @@ class Families:
         if family.base.revision != self.family.base.revision:
             raise ComposeError("the base is another one, and its weights are in the engine: restart the server for it")
         bank = Bank(family, self.engine, before=self.bank)
-        self._check_room(bank)
+        self._check_room(family, self._wanted(bank))
         return bank
 
     def _wanted(self, bank: Bank) -> int:
         family = bank.family
         return needed(map(family.plan, family.names()), self.mixed, bank, family.pinned)
 
-    def _check_room(self, bank: Bank) -> None:
-        wanted, pinned, count = self._wanted(bank), bank.family.pinned, len(bank.family.names())
+    def _check_room(self, family: Family, wanted: int) -> None:
+        pinned, count = family.pinned, len(family.names())
         if wanted > self.memory:
             beside = f", and {len(pinned)} pinned ones always," if pinned else ""
             raise ComposeError(

@@ -66,14 +66,6 @@ class CompositionManager:
     def bank(self) -> Bank:
         return self.families.bank
 
-    def vote(self, token: str, server: str, found: str) -> None:
-        """See Families."""
-        self.families.vote(token, server, found)
-
-    def board(self) -> tuple[str, str, dict[str, str]]:
-        """See Families."""
-        return self.families.board()
-
     def renew(self, action: str, token: str) -> State:
         """The family's files read anew: `begin`, ask for the `state` until it is ready, then `switch` or `drop` it.
 
@@ -85,7 +77,7 @@ class CompositionManager:
         elif action == "drop":
             self.families.drop(token)
         elif action == "switch" and self.families.switch(token):
-            self._adapters.renew({self.family.plan(name).digest for name in self.family.names()})
+            self._adapters.renew(self.families.digests)
             self.routes.forget()
             return SWITCHED, self.family.digest
         return self.families.state(token)

@@ -118,7 +118,7 @@ class Compositions:
         self.hold_composition, self.release_composition = manager.hold, manager.release
         self.evict_composition, self.pin_composition = manager.evict, manager.pin_adapter
         self.report_compositions, self.renew_family = manager.report, manager.renew
-        self.vote_on_family, self.look_at_families = manager.vote, manager.board
+        self.vote_on_family, self.look_at_families = manager.families.vote, manager.families.board
         state = getattr(self.model_runner, "lora_state", None)
         if state is not None:
             # vLLM's second model runner keeps 32 bits of an adapter id, and everything else 64.

@@ -9,24 +9,21 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.datastructures import State
-from vllm import envs
 from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
-from vllm.exceptions import VLLMNotFoundError, VLLMValidationError
 from vllm.lora.request import LoRARequest
 
-from layerloom.composer import ComposeError, UnknownName
 from layerloom.server.options import load_family, lora_request
 from layerloom.server.voices import SPEAKING, Voices
 
 from . import metrics
-from .front import ADMIN_KEY, Front
-from .leases import Leases, Unavailable
+from .front import ADMIN_KEY, Front, api_keys
+from .leases import Leases
 from .lifetime import Lifetime
 from .living import Living
 from .operators import router
 from .series import keep_showing, label_of, series
-from .visit import VISIT, Adapters, Visit
+from .visit import VISIT, Adapters, Visit, told
 from .watching import watch
 
 
@@ -41,18 +38,12 @@ class Resolver:
     async def resolve_lora(self, name: str) -> LoRARequest:
         """Stands in for OpenAIServingModels.resolve_lora. Raises vLLM's own errors, which become 404 and 400."""
         visit = VISIT.get(None) or Visit("")
-        try:
+        with told():
             request = lora_request(self.living.plan(name))
             speaking = self.voices.of(request.lora_name)
             if visit.generates:
                 await self.leases.let_pass()
                 visit.leases.append(await self.leases.acquire(request))
-        except UnknownName as error:
-            raise VLLMNotFoundError(str(error)) from error
-        except ComposeError as error:
-            if isinstance(error, Unavailable):
-                visit.unavailable = str(error)
-            raise VLLMValidationError(str(error), parameter="model") from error
         visit.adapters[name] = request
         SPEAKING.set(speaking)
         return request
@@ -102,9 +93,8 @@ class LayerloomEndpoints:
         routes = app.router.routes
         routes[:] = [route for route in routes if getattr(route, "path", None) != "/v1/models"]
         app.include_router(router)
-        keys = [key for key in app.state.args.api_key or [envs.VLLM_API_KEY] if key]
         admin = os.environ.get(ADMIN_KEY, "")
-        app.add_middleware(Front, keys=keys, admin=admin, open_metrics=settings["open_metrics"])
+        app.add_middleware(Front, keys=api_keys(app.state.args), admin=admin, open_metrics=settings["open_metrics"])
 
     async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
         settings = settings_of(args)

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+from argparse import Namespace
 from secrets import compare_digest
 from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from vllm import envs
 
 from layerloom.server.voices import SPEAKING
 
@@ -98,6 +100,11 @@ class Answer:
         if not self.replaced:
             await self.send(message)
         self.complete = message["type"] == "http.response.body" and not message.get("more_body")
+
+
+def api_keys(args: Namespace) -> list[str]:
+    """Those of vLLM's options, or of its environment."""
+    return [key for key in args.api_key or [envs.VLLM_API_KEY] if key]
 
 
 def digest(key: str) -> bytes:

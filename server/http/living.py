@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from random import uniform
 from typing import Any
@@ -11,7 +11,8 @@ from uuid import uuid4
 
 from vllm.logger import init_logger
 
-from layerloom.composer import ComposeError, Family, FamilyError, Plan
+from layerloom.composer import ComposeError, Family, Plan
+from layerloom.composer.errors import in_a_line
 from layerloom.server.engine.families import ABSENT, BROKEN, LOADING, READY, SWITCHED, State
 from layerloom.server.options import load_family, lora_request
 from layerloom.server.voices import Voices
@@ -66,11 +67,10 @@ class Living:
     async def preload(self) -> None:
         """Has what the family says made, and pinned; what cannot be made is logged, and is an error when asked for."""
         pinned = {plan.digest for plan in self.family.pinned}
-        wanted = {plan.name: partial(lambda plan: plan, plan) for plan in self.family.preload}
-        wanted |= {name: partial(self.plan, name) for name in self.settings.get("preload", ())}
-        for name, plan_of in wanted.items():
+        for wanted in [*self.family.preload, *self.settings.get("preload", ())]:
+            name = wanted if isinstance(wanted, str) else wanted.name
             try:
-                plan = plan_of()
+                plan = self.plan(wanted) if isinstance(wanted, str) else wanted
                 if plan.is_base:
                     continue
                 request = lora_request(plan)
@@ -96,8 +96,8 @@ class Living:
                 family = await self._in_turn()
             except ComposeError as error:
                 series().reloads.labels("broken").inc()
-                problem = without_paths(error, self.family.root)
-                logger.error("layerloom: the family stays as it was: %s", problem)
+                problem = f"the family stays as it was: {without_paths(error, self.family.root)}"
+                logger.error("layerloom: %s", problem)
                 if isinstance(error, Unavailable):
                     raise
                 raise ComposeError(problem) from error
@@ -208,5 +208,4 @@ def modified(file: Path) -> int:
 
 def without_paths(error: ComposeError, root: Path) -> str:
     """What is wrong, without where this machine has the family."""
-    text = "; ".join(error.problems) if isinstance(error, FamilyError) else str(error)
-    return text.replace(f"{root}/", "")
+    return in_a_line(error).replace(f"{root}/", "")

@@ -4,6 +4,7 @@ Loading and unloading have the names and answers of vLLM's LoRA adapters, which 
 """
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -11,14 +12,13 @@ from starlette.responses import PlainTextResponse
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.exceptions import VLLMNotFoundError, VLLMValidationError
 
-from layerloom.composer import ComposeError, Plan, UnknownName, describe_blend
+from layerloom.composer import KINDS, Plan, describe_blend
 from layerloom.server.engine.residents import ABSENT, PINNED
 from layerloom.server.options import lora_request
 
-from .leases import Unavailable
 from .living import Living
 from .schemas import Adapter, BankBytes, BankReport, Composition, Compositions, Detail, Layer, Load, Reload, Unload
-from .visit import VISIT
+from .visit import told
 
 router = APIRouter()
 
@@ -32,30 +32,16 @@ def living_of(request: Request) -> Living:
 
 
 def plan_of(request: Request, name: str) -> Plan:
-    """Raises vLLM's own errors, which become 404 and 400."""
-    try:
+    """Raises vLLM's own errors."""
+    with told():
         return living_of(request).plan(name)
-    except UnknownName as error:
-        raise VLLMNotFoundError(str(error)) from error
-    except ComposeError as error:
-        raise VLLMValidationError(str(error), parameter="model") from error
 
 
 async def reports(request: Request) -> list[dict[str, Any]]:
     """What each worker says."""
-    try:
+    with told():
         found: list[dict[str, Any]] = await living_of(request).leases.tell("report_compositions")
-    except Unavailable as error:
-        raise unavailable(error) from error
     return found
-
-
-def unavailable(error: Unavailable) -> VLLMValidationError:
-    """Becomes 503 in the front."""
-    visit = VISIT.get(None)
-    if visit is not None:
-        visit.unavailable = str(error)
-    return VLLMValidationError(str(error))
 
 
 def residents(said: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -86,16 +72,16 @@ async def residents_soon(request: Request) -> dict[str, dict[str, Any]]:
     return found
 
 
-async def cards(request: Request) -> dict[str, dict[str, Any]]:
+async def cards(request: Request, names: Sequence[str]) -> list[dict[str, Any]]:
     """The family's names as vLLM lists models and adapters, with recipe and whether they are in memory."""
     living = living_of(request)
     serving: OpenAIServingModels = request.app.state.openai_serving_models
     there = await residents_soon(request)
-    return {name: await card(living, serving, name, there) for name in living.family.names()}
-
-
-async def card(living: Living, serving: OpenAIServingModels, name: str, there: dict[str, Any]) -> dict[str, Any]:
     base = (await serving.registry.show_available_models()).data[0]
+    return [card(living, base, name, there) for name in names]
+
+
+def card(living: Living, base: Any, name: str, there: dict[str, Any]) -> dict[str, Any]:
     described = living.family.describe(name)
     plan = living.plan(name)
     shown = base.model_copy(update={"id": name, "created": living.created, "root": name, "parent": None}).model_dump()
@@ -110,16 +96,14 @@ async def card(living: Living, serving: OpenAIServingModels, name: str, there: d
 @router.get("/v1/models")
 async def models(request: Request) -> dict[str, Any]:
     """The base, every expert and every task+language pair, with parent and recipe, and whether it is in memory."""
-    return {"object": "list", "data": list((await cards(request)).values())}
+    return {"object": "list", "data": await cards(request, living_of(request).family.names())}
 
 
 @router.get("/v1/models/{name:path}")
 async def model(name: str, request: Request) -> dict[str, Any]:
     """One of them, by any of its names."""
-    living = living_of(request)
-    plan = plan_of(request, name)
-    there = await residents_soon(request)
-    return await card(living, request.app.state.openai_serving_models, plan.name, there)
+    (found,) = await cards(request, [plan_of(request, name).name])
+    return found
 
 
 @router.post("/v1/load_lora_adapter", response_class=PlainTextResponse)
@@ -133,12 +117,8 @@ async def load(asked: Load, request: Request) -> str:
         )
     leases = living_of(request).leases
     if not plan.is_base:
-        try:
+        with told("lora_name"):
             leases.release(await leases.acquire(lora_request(plan)))
-        except Unavailable as error:
-            raise unavailable(error) from error
-        except ComposeError as error:
-            raise VLLMValidationError(str(error), parameter="lora_name") from error
     return f"Success: LoRA adapter '{asked.lora_name}' added successfully."
 
 
@@ -147,11 +127,9 @@ async def unload(asked: Unload, request: Request) -> str:
     """Lets go of a composition: at once, or when the last of its requests has ended."""
     plan = plan_of(request, asked.lora_name)
     lora, leases = lora_request(plan), living_of(request).leases
-    try:
+    with told():
         await leases.dismiss(lora)
         answers = set(await leases.tell("evict_composition", lora.lora_path, lora.lora_int_id))
-    except Unavailable as error:
-        raise unavailable(error) from error
     if PINNED in answers:
         raise VLLMValidationError(f"{plan.name} is pinned in family.yaml", parameter="lora_name")
     if answers == {ABSENT}:
@@ -195,7 +173,7 @@ async def composition(name: str, request: Request) -> Detail:
         Layer(
             layer=i,
             blend=blend.describe(),
-            weights={kind: dict(blend.of(kind)) for kind in ("attention", "mlp", "norm")},
+            weights={kind: dict(blend.of(kind)) for kind in KINDS},
         )
         for i, blend in enumerate(plan.layers)
     ]
@@ -242,11 +220,7 @@ async def bank(request: Request) -> BankReport:
 async def reload(request: Request) -> Reload:
     """Loads family.yaml and its experts anew, and serves them; where they are broken all stays as it was."""
     living = living_of(request)
-    try:
+    with told("family"):
         # A client that hangs up leaves no half of it behind.
         changed = await asyncio.shield(asyncio.ensure_future(living.reload()))
-    except Unavailable as error:
-        raise unavailable(error) from error
-    except ComposeError as error:
-        raise VLLMValidationError(f"the family stays as it was: {error}", parameter="family") from error
     return Reload(family=living.family.digest, changed=changed, compositions=len(living.family.names()))

@@ -77,9 +77,9 @@ class Series:
     def _as_vllm(self, name: str, labels: list[str] | None = None) -> Any:
         """A gauge that vLLM has not, yet; else nothing of ours."""
         name = f"vllm:{name}"
-        return (
-            None if known(name) else Gauge(name, "Compositions in memory", labels or [], multiprocess_mode="mostrecent")
-        )
+        if known(name):
+            return None
+        return Gauge(name, "Compositions in memory", labels or [], multiprocess_mode="mostrecent")
 
     def show(self, report: dict[str, Any], capacity: int) -> None:
         """What a worker says of its bank."""

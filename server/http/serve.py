@@ -5,8 +5,6 @@ from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
 from typing import Any
 
-from vllm import envs
-
 # From here, and not from where it is defined: that place has moved between the versions.
 from vllm.entrypoints.cli.serve import ServeSubcommand, make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser, human_readable_int
@@ -15,7 +13,7 @@ from layerloom.composer import ComposeError, Family
 from layerloom.server.options import engine_options
 
 from . import lifetime
-from .front import ADMIN_KEY
+from .front import ADMIN_KEY, api_keys
 from .watching import forward_hangups
 
 UNSET = object()
@@ -47,10 +45,10 @@ def arguments(
     for name, value in engine_options(family, allow_recipes, given, memory, pages, residency).items():
         setattr(args, name, value)
     args.additional_config["layerloom"] |= front
-    admin, keys = os.environ.get(ADMIN_KEY), args.api_key or [envs.VLLM_API_KEY]
-    if admin and any(keys):
+    admin, keys = os.environ.get(ADMIN_KEY), api_keys(args)
+    if admin and keys:
         # Who may change things may also ask.
-        args.api_key = [*filter(None, keys), admin]
+        args.api_key = [*keys, admin]
     args.model_tag = None
     return args
 

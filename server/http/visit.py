@@ -1,14 +1,17 @@
 """visit: one HTTP request on its way through vLLM's handlers, and what it holds meanwhile."""
 
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm.exceptions import VLLMNotFoundError, VLLMValidationError
 from vllm.lora.request import LoRARequest
 
-from .leases import Lease
+from layerloom.composer import ComposeError, UnknownName
+
+from .leases import Lease, Unavailable
 
 TEXT_ONLY = ("/tokenize", "/detokenize", "/count_tokens", "/render", "/derender")
 """How the paths end that need a composition's name, and not its weights."""
@@ -42,6 +45,20 @@ class Visit:
 
 
 VISIT: ContextVar[Visit] = ContextVar("layerloom_visit")
+
+
+@contextmanager
+def told(parameter: str = "model") -> Iterator[None]:
+    """Turns what composing raises into vLLM's own errors: 404 and 400, or 503 where it cannot be had now."""
+    try:
+        yield
+    except UnknownName as error:
+        raise VLLMNotFoundError(str(error)) from error
+    except ComposeError as error:
+        visit = VISIT.get(None)
+        if isinstance(error, Unavailable) and visit is not None:
+            visit.unavailable = str(error)
+        raise VLLMValidationError(str(error), parameter=parameter) from error
 
 
 class Adapters(Mapping[str, LoRARequest]):

@@ -47,10 +47,15 @@ def watch(living: Living) -> set[asyncio.Task[None]]:
 
 
 def call_the_others() -> None:
-    for process in psutil.Process(os.getppid()).children():
+    signal_servers(psutil.Process(os.getppid()), CALL)
+
+
+def signal_servers(parent: psutil.Process, number: int) -> None:
+    """To all servers that a process has started, but to this one."""
+    for process in parent.children():
         with suppress(psutil.Error):
             if process.pid != os.getpid() and SERVER in " ".join(process.cmdline()).lower():
-                process.send_signal(CALL)
+                process.send_signal(number)
 
 
 async def reload(living: Living) -> None:
@@ -85,11 +90,4 @@ def content_of(file: Path) -> bytes | None:
 
 def forward_hangups() -> None:
     """Has this process pass SIGHUP on to the servers it has started. Where it is the server it will listen itself."""
-
-    def forward(*_: Any) -> None:
-        for process in psutil.Process().children():
-            with suppress(psutil.Error):
-                if SERVER in " ".join(process.cmdline()).lower():
-                    process.send_signal(signal.SIGHUP)
-
-    signal.signal(signal.SIGHUP, forward)
+    signal.signal(signal.SIGHUP, lambda *_: signal_servers(psutil.Process(), signal.SIGHUP))
