@@ -32,6 +32,12 @@ def kernels():
     current_platform.import_kernels()
 
 
+@pytest.fixture(autouse=True)
+def onednn(monkeypatch):
+    """On a processor with AMX vLLM has another product for matrices as small as these tests'."""
+    monkeypatch.setattr("vllm.model_executor.layers.utils._CPU_SGL_GEMM_MAX_WEIGHT_BYTES", 0)
+
+
 @pytest.fixture
 def on_another_machine():
     """Lets the test, and those after it, find out anew what this machine does."""
