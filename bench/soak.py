@@ -1,6 +1,7 @@
 """Many more compositions than there is room for, asked for a long time: are all answers right, is memory flat?
 
-    python bench/soak.py [--requests 20000] [--seconds 600] [--clients 64] [--judged 20] [--csv out.csv] [--plot o.png]
+    python bench/soak.py [--requests 20000] [--seconds 600] [--clients 64] [--judged 20] [--reloads 200]
+                         [--csv out.csv] [--plot out.png]
 
 A pico family of random numbers, 5 tasks and 40 languages: 200 pairs. The bank has room for the pairs of any 6
 languages with all tasks, pages that they share counted once, and for what making a page takes beside it. Clients take
@@ -8,7 +9,8 @@ the next request of one seeded list as soon as they have had an answer, until --
 each request the task and one of 24 prompts are any, with equal chances, and the language is one whose chance goes with
 1/rank (zipf); the answer is greedy and has 8 tokens. A 503 that says when to come again is repeated and counted;
 anything else that is no answer has failed. A prompt fills a block of the KV cache, where a pair that was dropped and
-made again finds it.
+made again finds it. With --reloads, family.yaml changes so often meanwhile, to one that is right and to one that is
+broken in turn; experts' weights stay as they are, and so must the answers.
 
     tenths     The time in ten parts; an answer counts in the one that it ended in. Memory is the anonymous memory of
                the engine's process and of the API server's, looked at once in a second, the median. It is flat where
@@ -47,6 +49,7 @@ from shared.clients import Clients, Request
 from shared.judge import Compared, Key, Reference, Told, compared, stock_answers
 from shared.lru import Ideal, Sizes, ideal
 from shared.memory import memory_of
+from shared.reloads import Reloads
 from shared.report import Report
 from shared.served import Served, layerloom, on_cores, served
 from shared.timeline import Sample
@@ -84,6 +87,7 @@ class Run:
     """What the clients were told, and what was seen of the server."""
 
     clients: Clients
+    reloads: Reloads
     samples: list[Sample] = field(default_factory=list)
     bank: Mapping[str, float] = field(default_factory=dict)
     """What the bank has counted meanwhile."""
@@ -115,13 +119,19 @@ async def watch(running: Served, samples: list[Sample]) -> None:
             await asyncio.sleep(1)
 
 
-async def soak(running: Served, requests: Iterator[Request], clients: int, seconds: float) -> Run:
-    run = Run(Clients(running.server.url, PROMPTS, TOKENS, requests))
+async def soak(
+    running: Served, requests: Iterator[Request], clients: int, seconds: float, reloads: Reloads, reload: int
+) -> Run:
+    run = Run(Clients(running.server.url, PROMPTS, TOKENS, requests), reloads)
     before = counted(running)
-    watching = asyncio.create_task(watch(running, run.samples))
+    beside = [watch(running, run.samples), reloads.run(reload, seconds)]
+    tasks = [asyncio.create_task(each) for each in beside]
     await run.clients.run(clients, seconds)
-    watching.cancel()
-    await asyncio.gather(watching, return_exceptions=True)
+    for task in tasks:
+        task.cancel()
+    for ended in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(ended, Exception):
+            raise ended
     run.alive, run.log = running.server.healthy(), running.server.tail(20)
     if run.alive:
         run.bank = {key: value - before[key] for key, value in counted(running).items()}
@@ -185,9 +195,12 @@ def print_answers(report: Report, run: Run, stock: Mapping[Key, Reference]) -> l
     found = {"themselves": run.among_themselves(), "stock vLLM": compared(run.told, stock)}
     rows = [(name, *result.cells) for name, result in found.items()]
     report.table("Answers", ("compared with", *judge.COLUMNS), rows)
-    clients = run.clients
+    clients, reloads = run.clients, run.reloads
     ended = ("all", len(clients.answers), clients.repeated, len(clients.failures))
     report.table("Requests", ("", "answered", "503 repeated", "failed"), [ended])
+    if reloads.found:
+        counts = "all", reloads.found["good"], reloads.found["broken"], len(reloads.wrong)
+        report.table("Reloads", ("", "good", "broken", "answered wrongly"), [counts])
     return [f"not the answer of {name}: {each}" for name, result in found.items() for each in result.wrong]
 
 
@@ -197,6 +210,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--judged", type=int, default=20, help="pairs that stock vLLM is asked for")
+    parser.add_argument("--reloads", type=int, default=0, help="how often family.yaml changes, over --seconds")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--plot", type=Path, help="a picture of throughput, latency and memory")
@@ -221,11 +235,12 @@ def main() -> int:
         requests = itertools.islice(trace(args.seed), args.requests)
         command = layerloom(path, "--max-loras", str(MIXED), "--bank-memory", str(memory), *OPTIONS)
         with served(command, root / "log", on_cores(1)) as running:
-            run = asyncio.run(soak(running, requests, args.clients, args.seconds))
+            reloads = Reloads(path, running.server.url)
+            run = asyncio.run(soak(running, requests, args.clients, args.seconds, reloads, args.reloads))
             if run.alive:
                 check_sizes(running, bank)
         names = sorted({name for name, _ in run.told})
-        wrong = [f"failed: {failure}" for failure in run.clients.failures]
+        wrong = [f"failed: {failure}" for failure in run.clients.failures] + run.reloads.wrong
         if run.clients.answers:
             wrong += print_time(report, run)
             print_bank(report, run, ideal(bank, (request.name for request in run.clients.sent), room))

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from pico import make_family
 from serving import Server, serving, wait_until
 
 DASHBOARD = Path(__file__).parents[3] / "server" / "http" / "grafana.json"
+PAIRS = ["math+swahili", "math+bengali"]
 BODY = {"prompt": "diso heri", "max_tokens": 8, "temperature": 0, "ignore_eos": True}
 
 
@@ -85,6 +88,27 @@ def test_the_bank_and_its_adapters_under_vllms_names(server: Server) -> None:
     assert "vllm:lora_requests_info" in server.get("/metrics").text
     assert server.post("/v1/unload_lora_adapter", {"lora_name": "math+bengali"}).status_code == 200
     wait_until(lambda: server.get("/v1/bank").json()["compositions"] < bank["compositions"], 5)
+
+
+def test_vllms_own_benchmark(server: Server, tmp_path: Path) -> None:
+    """`vllm bench serve --lora-modules`; the command itself does not start from vLLM's wheel for CPUs."""
+    run = "import argparse; from vllm.benchmarks.serve import *; p = argparse.ArgumentParser(); add_cli_args(p); "
+    tokenizer = str(server.log.parent / "base")
+    options = ["--base-url", server.url, "--model", "base", "--tokenizer", tokenizer, "--dataset-name", "random"]
+    options += ["--random-input-len", "16", "--random-output-len", "8", "--ignore-eos", "--num-prompts", "40"]
+    options += ["--lora-modules", *PAIRS, "--lora-assignment", "round-robin"]
+    options += ["--save-result", "--result-filename", str(tmp_path / "result.json")]
+    before = series(server)
+    done = subprocess.run(
+        [sys.executable, "-c", f"{run}main(p.parse_args())", *options], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["completed"], result["failed"], result["total_output_tokens"]) == (40, 0, 320)
+    found = series(server)
+    for name in PAIRS:
+        labels = f'model_name="{name}"', 'outcome="length"'
+        assert total(found, "layerloom:requests_total", *labels) - total(before, "layerloom:requests_total", *labels) >= 20
 
 
 def test_an_abort_and_a_reload_count(server: Server) -> None:
