@@ -85,8 +85,8 @@ class CompositionManager:
     def hold(self, name: str, digest: str, adapter_id: int, holder: str) -> Answer:
         """Keeps a composition in memory for `holder`, assembled first if need be, until it calls `release`.
 
-        The answer is HELD; READING, when it is being made, and BUSY, when all room is held by others: ask again; or
-        REFUSED. It never raises: vLLM's executor for several workers does not survive that.
+        The answer is HELD; READING, when it has its room and is being made, and BUSY, when there is no room yet: ask
+        again; or REFUSED. It never raises: vLLM's executor for several workers does not survive that.
         """
         began = perf_counter()
         try:
@@ -147,7 +147,7 @@ class CompositionManager:
         if job is None:
             bank, plan = self.families.plan(name, digest)
             if self._maker.full:
-                return READING, ""
+                return BUSY, f"{len(self._maker)} other compositions are to be made before it"
             if not self._make_room(bank, plan):
                 others = len(self._maker) + self._adapters.held
                 # What nobody waits for any more has its room for a moment yet.
@@ -159,7 +159,7 @@ class CompositionManager:
                 )
             reserved = self._reserve(bank, plan)
             if reserved is None:
-                return READING, ""
+                return BUSY, "the room for it is in pieces, and cannot be put together while others are being made"
             job = self._maker.begin(bank, reserved, holder)
         job.waiting.add(holder)
         if not job.done:
@@ -200,7 +200,10 @@ class CompositionManager:
         """vLLM's own way to load one, for those who do not `hold` it. False when it was there; raises ComposeError."""
         there = request.lora_int_id in self._adapters
         holder = "add_adapter"
-        while (answer := self.hold(request.lora_name, request.lora_path, request.lora_int_id, holder))[0] == READING:
+        while True:
+            answer = self.hold(request.lora_name, request.lora_path, request.lora_int_id, holder)
+            if answer[0] != READING and not (answer[0] == BUSY and self._maker.working):
+                break
             sleep(0.005)
         self.release(request.lora_path, request.lora_int_id, holder)
         if answer[0] != HELD:

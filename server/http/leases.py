@@ -107,6 +107,8 @@ class Leases:
         if lease is not None:
             async with lease.changing:
                 if lease.users == 0 and lease.told:
+                    # Who waits for room asks behind this, and need not wait for its answer.
+                    self._freed.set()
                     await self._tell_release(lease)
 
     def users(self, digest: str) -> int:
@@ -122,21 +124,29 @@ class Leases:
         lease.leaving = False
         async with lease.changing:
             if lease.users == 0 and lease.told:
+                self._freed.set()
                 await self._tell_release(lease)
             if lease.users == 0 and self._leases.get(lease.request.lora_path) is lease:
                 del self._leases[lease.request.lora_path]
 
     async def _hold(self, lease: Lease) -> None:
-        if not self._line.locked() and await self._ask_for(lease):
-            return
+        while not lease.held:
+            if self._line.locked() or not await self._find_room(lease):
+                await self._wait_for_room(lease)
+            # Whoever is next in the line looks for room while this one is made.
+            await self._wait_until_made(lease)
+
+    async def _wait_for_room(self, lease: Lease) -> None:
         async with self._turn():
             clock = asyncio.get_running_loop().time
             began = clock()
             self._short.set()
             try:
-                while not await self._ask_for(lease):
-                    self._hurry = clock() - began > self.patience / 3
+                while True:
                     self._freed.clear()
+                    if await self._find_room(lease):
+                        break
+                    self._hurry = clock() - began > self.patience / 3
                     with suppress(TimeoutError):
                         # Two servers that hold what the other waits for must not ask in step.
                         async with asyncio.timeout(uniform(LATEST / 2, LATEST)):
@@ -157,40 +167,42 @@ class Leases:
                 "server with a larger --bank-memory"
             ) from None
 
-    async def _ask_for(self, lease: Lease) -> bool:
-        """Whether all workers hold it now; where one has no room for it, none does. Waits while files are read."""
-        request, pause = lease.request, SOONEST
-        call = "hold_composition", request.lora_name, request.lora_path, request.lora_int_id, self._holder
+    async def _find_room(self, lease: Lease) -> bool:
+        """Whether all workers hold it, or have the room for it and make it; where one has none, none keeps any."""
+        request = lease.request
         lease.told = True
-        began = time.perf_counter()
-        try:
-            async with asyncio.timeout(LONGEST):
-                while True:
-                    answers: list[Answer] = await self.tell(*call)
-                    states = {state for state, _ in answers}
-                    if BUSY in states or REFUSED in states:
-                        break
-                    if states == {HELD}:
-                        if pause > SOONEST and self.on_made is not None:
-                            self.on_made(time.perf_counter() - began)
-                        lease.held = True
-                        return True
-                    await asyncio.sleep(pause)
-                    pause = min(2 * pause, LATEST)
-        except TimeoutError:
-            raise Unavailable(f"{request.lora_name} could not be read within {LONGEST:.0f} s") from None
+        answers: list[Answer] = await self.tell(
+            "hold_composition", request.lora_name, request.lora_path, request.lora_int_id, self._holder
+        )
         for state, reason in answers:
             if state == REFUSED:
                 raise ComposeError(f"{request.lora_name} could not be assembled: {reason}")
-        await self._tell_release(lease)
-        return False
+        states = {state for state, _ in answers}
+        lease.held = states == {HELD}
+        if BUSY in states:
+            await self._tell_release(lease)
+        return BUSY not in states
+
+    async def _wait_until_made(self, lease: Lease) -> None:
+        """Until all workers hold it, or it has lost its room to others. Raises Unavailable."""
+        began = time.perf_counter()
+        try:
+            async with asyncio.timeout(LONGEST):
+                while not lease.held:
+                    # What takes long is not asked for often.
+                    await asyncio.sleep(min(max((time.perf_counter() - began) / 4, SOONEST), LATEST))
+                    if not await self._find_room(lease):
+                        return
+                    if lease.held and self.on_made is not None:
+                        self.on_made(time.perf_counter() - began)
+        except TimeoutError:
+            raise Unavailable(f"{lease.request.lora_name} could not be read within {LONGEST:.0f} s") from None
 
     async def _tell_release(self, lease: Lease) -> None:
         lease.held = lease.told = False
         with suppress(Unavailable):
             # Engines that have ended hold nothing.
             await self.tell("release_composition", lease.request.lora_path, lease.request.lora_int_id, self._holder)
-        self._freed.set()
 
     async def tell(self, method: str, *args: Any) -> list[Any]:
         """The answers of all workers of all engines. Raises Unavailable."""
