@@ -9,12 +9,13 @@ is 1: every answer is that of the merged checkpoint under stock vLLM (`--judged`
 with what they said at the start, alone), or it is an error that says why; the engine lives; when all is restored every
 composition answers as at first; memory is flat after the first third.
 
-Compared are the first token's logprob, and the tokens before the first that is hardly likelier than another: sums of
-other batches may be rounded otherwise.
+Compared are the first token's logprob, and the tokens up to the first for which another was hardly less likely: sums
+of other batches may be rounded otherwise.
 """
 
 import argparse
 import asyncio
+import math
 import os
 import random
 import statistics
@@ -32,49 +33,17 @@ import httpx  # noqa: E402
 from pico import make_family  # noqa: E402
 from serving import Server, members, serving  # noqa: E402
 
-from layerloom.composer import Family, merge  # noqa: E402
+from layerloom.composer import Family  # noqa: E402
+from shared.judge import ASKED, CLOSE, WRONG, Key, Reference, stock_answers  # noqa: E402
 
 TASKS, LANGUAGES, ROOM = 5, 7, 6
-TOKENS, CLEAR, CLOSE = 6, 0.05, 0.05
-"""Tokens of an answer; how much likelier (in logprob) one must be than the next to be compared; what two may differ."""
-
+TOKENS = 6
 PROMPTS = [[3 + (17 * i + 7 * k) % 400 for i in range(6 + 3 * k)] for k in range(3)]
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
 ANYTHING = "model.safetensors", "could not be assembled", "all room for compositions", "not be read within"
 """What an error says that is nobody's fault here."""
 
-Expected = dict[tuple[str, int], tuple[float, list[int]]]
-"""Of the answer of a composition to a prompt: the first token's logprob, and the clear beginning."""
-
-
-def clear(tokens: list[int], steps: list[list[float]]) -> tuple[float, list[int]]:
-    """`steps` are the two largest logprobs at each token."""
-    unclear = next((i for i, step in enumerate(steps) if step[0] - step[-1] < CLEAR), len(tokens))
-    return steps[0][0], tokens[:unclear]
-
-
-def judge(family: Family, names: list[str], directory: Path) -> Expected:
-    """What stock vLLM says on the merged checkpoints."""
-    from engines import ENVIRONMENT, prompts, run, sampling
-
-    before = dict(os.environ)
-    os.environ.update(ENVIRONMENT)
-    expected: Expected = {}
-    for name in names:
-        merged = merge(family, name, directory / name)
-        (outputs,) = run(merged, (None, prompts(PROMPTS), sampling(TOKENS, logprobs=2)))
-        for k, output in enumerate(outputs):
-            steps = [
-                sorted((entry.logprob for entry in step.values()), reverse=True) for step in output.outputs[0].logprobs
-            ]
-            expected[name, k] = clear(list(output.outputs[0].token_ids), steps)
-    os.environ.clear()
-    os.environ.update(before)
-    return expected
-
-
-def logprobs(answer: dict[str, Any]) -> list[list[float]]:
-    return [sorted(step.values(), reverse=True)[:2] for step in answer["logprobs"]["top_logprobs"]]
+Expected = dict[Key, Reference]
 
 
 class Day:
@@ -94,8 +63,8 @@ class Day:
         self.memory: list[tuple[float, int]] = []
 
     async def ask(self, client: httpx.AsyncClient, name: str, k: int) -> httpx.Response:
-        body = {"model": name, "prompt": PROMPTS[k], "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
-        return await client.post("/v1/completions", json={**body, "return_token_ids": True, "logprobs": 2})
+        body = {"model": name, "prompt": PROMPTS[k], "max_tokens": TOKENS, **ASKED}
+        return await client.post("/v1/completions", json=body)
 
     async def learn(self) -> None:
         """What those compositions say alone that no judge has been asked about; and what all of them say must agree."""
@@ -104,8 +73,7 @@ class Day:
                 for k in range(len(PROMPTS)):
                     answer = (await self.ask(client, name, k)).raise_for_status().json()["choices"][0]
                     self.check(name, k, answer)
-                    _, tokens = clear(answer["token_ids"], logprobs(answer))
-                    self.expected.setdefault((name, k), (answer["logprobs"]["token_logprobs"][0], tokens))
+                    self.expected.setdefault((name, k), Reference.told(answer))
 
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=self.server.url, timeout=120)
@@ -113,11 +81,11 @@ class Day:
     def check(self, name: str, k: int, answer: dict[str, Any]) -> None:
         if (name, k) not in self.expected:
             return
-        first, tokens = self.expected[name, k]
-        # Not the largest of the top: tokens of the same text (parts of a character) are one there.
-        found = answer["logprobs"]["token_logprobs"][0]
-        if abs(found - first) > CLOSE or answer["token_ids"][: len(tokens)] != tokens:
-            self.wrong.append(f"{name}, prompt {k}: {found:.3f} {answer['token_ids']}, right is {first:.3f} {tokens}")
+        right, found = self.expected[name, k], Reference.told(answer)
+        first, logprob = right.steps[0], answer["logprobs"]["token_logprobs"][0]
+        near = abs(logprob - first.get(found.tokens[0], -math.inf)) < CLOSE
+        if not near or right.compare(found.tokens) == WRONG:
+            self.wrong.append(f"{name}, prompt {k}: {logprob:.3f} {found.tokens}, right is {first} {right.tokens}")
 
     async def one_client(self, until: float) -> None:
         async with self.client() as client:
@@ -237,7 +205,11 @@ def main() -> int:
         family = Family.load(path)
         names = family.names()
         random.Random(args.seed).shuffle(names)
-        judged = judge(family, names[: args.judged], root / "merged") if args.judged else {}
+        judged = {
+            (name, k): answer
+            for name in names[: args.judged]
+            for k, answer in enumerate(stock_answers(family, name, PROMPTS, TOKENS, root / "merged" / name))
+        }
         options = ("--max-loras", str(ROOM), "--allow-recipes", "--pages", args.pages, "--wait-for-room", "10")
         # Room for any six; without the flag there would be that of a recipe beside it.
         model = (root / "base" / "model.safetensors").stat().st_size
@@ -253,10 +225,7 @@ def main() -> int:
     third = len(sizes) // 3
     first, last = (statistics.median(part) for part in (sizes[third : 2 * third], sizes[-third:]))
     flat = last < first * 1.03 + 8
-    compared = statistics.mean(len(tokens) for _, tokens in day.expected.values())
-    print(
-        f"{len(names)} compositions, {len(judged) // len(PROMPTS)} judged by stock vLLM, {compared:.1f} tokens compared"
-    )
+    print(f"{len(names)} compositions, {len(judged) // len(PROMPTS)} judged by stock vLLM, {TOKENS} tokens compared")
     print(", ".join(f"{count} {what}" for what, count in sorted(day.found.items())))
     print(f"memory: {first:.0f} MB in the second third, {last:.0f} MB in the last; {len(day.wrong)} wrong answers")
     for wrong in day.wrong[:10]:

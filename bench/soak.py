@@ -145,14 +145,8 @@ def counted(running: Served) -> dict[str, float]:
 
 
 def ask_alone(running: Served, name: str, prompt: int) -> Reference:
-    body = {"model": name, "prompt": PROMPTS[prompt], "max_tokens": TOKENS, "temperature": 0, "ignore_eos": True}
-    body |= {"return_token_ids": True, "logprobs": 2, "return_tokens_as_token_ids": True}
-    choice = running.server.post("/v1/completions", body).raise_for_status().json()["choices"][0]
-    steps = choice["logprobs"]["top_logprobs"]
-    return Reference(
-        tuple(choice["token_ids"]),
-        tuple({int(token.removeprefix("token_id:")): logprob for token, logprob in step.items()} for step in steps),
-    )
+    body = {"model": name, "prompt": PROMPTS[prompt], "max_tokens": TOKENS, **judge.ASKED}
+    return Reference.told(running.server.post("/v1/completions", body).raise_for_status().json()["choices"][0])
 
 
 def check_sizes(running: Served, bank: Bank) -> None:

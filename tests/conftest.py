@@ -27,15 +27,15 @@ SPREAD = (
     "test_interpreted",
     "test_resources",
 )
-# Files whose tests ask one server.
-TOGETHER = {"test_routes": "test_http", "test_refusals": "test_http"}
+# Files whose tests ask the same servers.
+TOGETHER = dict.fromkeys(("test_routes", "test_refusals", "test_series", "test_living_family"), "test_http")
 # What takes long first: what is short fills the gaps at the end.
 FIRST = (
+    "test_http",
+    *TOGETHER,
     "test_residency",
     "test_parity",
     "test_nested_models",
-    "test_http",
-    *TOGETHER,
     "test_faults",
     "test_several_servers",
 )

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "server")]
@@ -16,6 +17,10 @@ from layerloom.composer import Family, merge  # noqa: E402
 CLOSE = 0.05
 """How much likelier (in logprob) a token may be than another that is as good: sums of other batches may be rounded
 otherwise, in bf16."""
+
+ASKED = {"temperature": 0, "ignore_eos": True, "return_token_ids": True}
+ASKED |= {"logprobs": 2, "return_tokens_as_token_ids": True}
+"""What a server is asked for, beside model, prompt and the number of tokens."""
 
 SAME, AS_GOOD, WRONG = "the same", "as good", "wrong"
 
@@ -32,6 +37,15 @@ class Reference:
 
     tokens: tuple[int, ...]
     steps: tuple[Mapping[int, float], ...]
+
+    @classmethod
+    def told(cls, choice: Mapping[str, Any]) -> "Reference":
+        """Of a server's answer to what was ASKED."""
+        steps = choice["logprobs"]["top_logprobs"]
+        return cls(
+            tuple(choice["token_ids"]),
+            tuple({int(token.removeprefix("token_id:")): logprob for token, logprob in step.items()} for step in steps),
+        )
 
     def compare(self, tokens: Sequence[int]) -> str:
         """SAME; AS_GOOD, when the first token that differs was hardly less likely here; or WRONG.

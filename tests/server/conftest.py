@@ -1,15 +1,16 @@
 """What server tests share.
 
 A server takes half a minute of both cores to start, so a test that only asks takes one of these, which the whole run
-starts once: `demo` (the demo family; tool calls on, behind an API key) and `pico` (a random llama of 8 layers; takes
-recipes, has a context of 8192 tokens and a token for every byte). Tests of one server follow each other on one worker:
-a test must leave its server healthy, with no request running. A test that needs other
-options, or that harms its server, starts its own with `serving(...)`, in a module-scoped fixture where several tests of
-the file can share it.
+starts once: `demo` (the demo family; tool calls on, behind an API key), `pico` (a random llama of 8 layers; takes
+recipes, has a context of 8192 tokens and a token for every byte) and `two` (the same with two API server processes).
+Tests of one server follow each other on one worker: a test must leave its server healthy, with no request running and
+its family as it was. A test that needs other options, or that harms its server, starts its own with `serving(...)`, in
+a module-scoped fixture where several tests of the file can share it.
 """
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,20 @@ def demo(started: tuple[Server, dict[str, Any]]) -> Server:
 @pytest.fixture(scope="session")
 def pico(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Takes recipes, has a long context, and a token for every byte, so that it can write JSON."""
-    root = tmp_path_factory.mktemp("pico")
-    family = make_family(root, max_position_embeddings=8192)
     compact = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})
-    options = ("--allow-recipes", "--max-model-len", "8192", "--structured-outputs-config", compact)
-    with serving(family, root / "log", *options) as server:
+    with small(tmp_path_factory.mktemp("pico"), "--structured-outputs-config", compact) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Two API server processes before one engine."""
+    with small(tmp_path_factory.mktemp("two"), "--api-server-count", "2") as server:
+        yield server
+
+
+@contextmanager
+def small(root: Path, *options: str) -> Iterator[Server]:
+    family = make_family(root, max_position_embeddings=8192)
+    with serving(family, root / "log", "--allow-recipes", "--max-model-len", "8192", *options) as server:
         yield server

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -16,16 +17,33 @@ ADMIN = "open sesame"
 PAIRS = ["math+swahili", "math+bengali"]
 
 
+@contextmanager
+def full_disk(place: Path) -> Iterator[Path]:
+    """A disk of its own without a byte left, where this user may mount one; else a folder nobody can make files in."""
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True).returncode:
+        yield Path("/proc")
+        return
+    try:
+        with suppress(OSError), (place / "full").open("wb", buffering=0) as file:
+            while file.write(bytes(1024)):
+                pass
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Room for two pairs beside the pinned one."""
+    """Room for two pairs beside the pinned one; and none on the disk of the cache directory."""
     root = tmp_path_factory.mktemp("operators")
     family = make_family(root)
     said = yaml.safe_load(family.read_text())
     said |= {"pinned": ["swahili"], "preload": ["math+sw"], "compositions": {"tutor": "math+swahili"}}
     family.write_text(yaml.safe_dump(said, sort_keys=False))
     model = (root / "base" / "model.safetensors").stat().st_size
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, full_disk(root / "cache") as full:
+        patch.setenv("XDG_CACHE_HOME", str(full))
         patch.setenv("LAYERLOOM_ADMIN_KEY", ADMIN)
         options = ("--allow-recipes", "--api-key", KEY, "--max-loras", "1", "--bank-memory", str(int(3.3 * model)))
         with serving(family, root / "log", *options, "--pages", "arena", "--preload", "bengali") as server:

@@ -17,6 +17,8 @@ from pico import make_family
 from serving import LONG_STREAMS, Server, events, serving, wait_until
 
 PATIENCE = 3
+# What leases do, whatever pages are.
+of_one_kind = pytest.mark.parametrize("server", ["packed"], indirect=True)
 NAMES = ["math", "swahili", "bengali", "math+swahili", "math+bengali"]
 
 
@@ -78,6 +80,7 @@ def test_they_take_turns_and_answer_as_alone(server: Server) -> None:
     assert server.healthy()
 
 
+@of_one_kind
 def test_without_room_in_time_it_is_503_and_when_to_come_again(server: Server) -> None:
     with in_use(server, "math"):
         began = time.monotonic()
@@ -93,6 +96,7 @@ def test_without_room_in_time_it_is_503_and_when_to_come_again(server: Server) -
     assert text(ask_again(server, "swahili"))
 
 
+@of_one_kind
 def test_who_waits_gets_the_room_as_soon_as_there_is_some(server: Server) -> None:
     with ThreadPoolExecutor(4) as pool, in_use(server, "math", 60) as rest:
         waiting = [pool.submit(ask, server, name) for name in ("swahili", "bengali")]
@@ -101,6 +105,7 @@ def test_who_waits_gets_the_room_as_soon_as_there_is_some(server: Server) -> Non
             assert text(future.result(PATIENCE + 5))
 
 
+@of_one_kind
 def test_what_everybody_asks_for_starves_nobody(server: Server) -> None:
     """One composition that always has a request, of one client or another, and somebody who wants another."""
     answered = Event()
@@ -122,6 +127,7 @@ def test_what_everybody_asks_for_starves_nobody(server: Server) -> None:
         assert sum(future.result(60) for future in crowd) > len(crowd)
 
 
+@of_one_kind
 def test_who_hangs_up_while_waiting_is_forgotten(server: Server) -> None:
     with in_use(server, "math"):
         for name in ("swahili", "bengali", "math+swahili@bottom=3"):
@@ -133,6 +139,7 @@ def test_who_hangs_up_while_waiting_is_forgotten(server: Server) -> None:
     wait_until(lambda: server.metric("vllm:num_requests_running") == 0, 30)
 
 
+@of_one_kind
 def test_what_can_never_fit_is_refused_at_once(server: Server) -> None:
     """The layers of one expert and the stem of another: two stems are more than there is."""
     with in_use(server, "math"):
