@@ -65,7 +65,8 @@ class Clients:
             try:
                 tokens = await self._ask(client, request)
             except httpx.TransportError as error:
-                self.failures.append(f"{request}: {error!r}")
+                cause, after = error.__cause__ or error.__context__, time.perf_counter() - began
+                self.failures.append(f"{request}, {after:.3f} s after it was sent: {error!r} of {cause!r}")
                 continue
             if tokens is not None:
                 self.answers.append(Answered(request, began - self.began, time.perf_counter() - began, tuple(tokens)))
