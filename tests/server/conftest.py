@@ -62,5 +62,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @contextmanager
 def small(root: Path, *options: str) -> Iterator[Server]:
     family = make_family(root, max_position_embeddings=8192)
-    with serving(family, root / "log", "--allow-recipes", "--max-model-len", "8192", *options) as server:
+    # Room for an expert more.
+    options = ("--allow-recipes", "--max-model-len", "8192", "--bank-memory", "64M", *options)
+    with serving(family, root / "log", *options) as server:
         yield server
