@@ -67,6 +67,9 @@ PROMPTS = [[3 + (37 * k + (7 + k) * i) % 480 for i in range(33 + k)] for k in ra
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
 # So small a KV cache has all been in use after a few hundred requests, and does not look like growth.
 OPTIONS = ("--enforce-eager", "--kv-cache-memory-bytes", "32M", "--block-size", "32", "--max-num-seqs", "64")
+PATIENT = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "60"}
+"""After 5 s, its default, the server closes connections that say nothing, those of a machine that stood still, too."""
+
 COUNTED = ("assemblies", "evictions", "assembly_bytes", "assembly_seconds", "hits")
 GROWTH, SLACK = 1.03, 8.0
 """By what factor and MB memory may be above what it was, and count as flat."""
@@ -228,7 +231,7 @@ def main() -> int:
         )
         requests = itertools.islice(trace(args.seed), args.requests)
         command = layerloom(path, "--max-loras", str(MIXED), "--bank-memory", str(memory), *OPTIONS)
-        with served(command, root / "log", on_cores(1)) as running:
+        with served(command, root / "log", {**on_cores(1), **PATIENT}) as running:
             reloads = Reloads(path, running.server.url)
             run = asyncio.run(soak(running, requests, args.clients, args.seconds, reloads, args.reloads))
             if run.alive:

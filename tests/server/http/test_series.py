@@ -9,9 +9,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from grafana_foundation_sdk.cog import plugins
-from grafana_foundation_sdk.cog.encoder import JSONEncoder
-from grafana_foundation_sdk.models.dashboard import Dashboard
 from serving import Server, events, wait_until
 
 DASHBOARD = Path(__file__).parents[3] / "server" / "http" / "grafana.json"
@@ -136,6 +133,9 @@ def test_the_dashboard_asks_for_series_that_are_there(server: Server) -> None:
 
 def test_grafana_reads_the_dashboard_whole() -> None:
     """As Grafana's own library has its schema: nothing is unknown to it, or of another type."""
+    from grafana_foundation_sdk.cog import plugins
+    from grafana_foundation_sdk.cog.encoder import JSONEncoder
+    from grafana_foundation_sdk.models.dashboard import Dashboard
 
     def kept(ours: object, theirs: object) -> bool:
         if isinstance(ours, dict) and isinstance(theirs, dict):
