@@ -73,7 +73,7 @@ class Day:
                 for k in range(len(PROMPTS)):
                     answer = (await self.ask(client, name, k)).raise_for_status().json()["choices"][0]
                     self.check(name, k, answer)
-                    self.expected.setdefault((name, k), Reference.told(answer))
+                    self.expected.setdefault((name, k), Reference.of(answer))
 
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(base_url=self.server.url, timeout=120)
@@ -81,11 +81,11 @@ class Day:
     def check(self, name: str, k: int, answer: dict[str, Any]) -> None:
         if (name, k) not in self.expected:
             return
-        right, found = self.expected[name, k], Reference.told(answer)
+        right, tokens = self.expected[name, k], answer["token_ids"]
         first, logprob = right.steps[0], answer["logprobs"]["token_logprobs"][0]
-        near = abs(logprob - first.get(found.tokens[0], -math.inf)) < CLOSE
-        if not near or right.compare(found.tokens) == WRONG:
-            self.wrong.append(f"{name}, prompt {k}: {logprob:.3f} {found.tokens}, right is {first} {right.tokens}")
+        near = abs(logprob - first.get(tokens[0], -math.inf)) < CLOSE
+        if not near or right.compare(tokens) == WRONG:
+            self.wrong.append(f"{name}, prompt {k}: {logprob:.3f} {tokens}, right is {first} {right.tokens}")
 
     async def one_client(self, until: float) -> None:
         async with self.client() as client:

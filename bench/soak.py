@@ -67,9 +67,6 @@ PROMPTS = [[3 + (37 * k + (7 + k) * i) % 480 for i in range(33 + k)] for k in ra
 SHAPE = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1}
 # So small a KV cache has all been in use after a few hundred requests, and does not look like growth.
 OPTIONS = ("--enforce-eager", "--kv-cache-memory-bytes", "32M", "--block-size", "32", "--max-num-seqs", "64")
-PATIENT = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "60"}
-"""After 5 s, its default, the server closes connections that say nothing, those of a machine that stood still, too."""
-
 COUNTED = ("assemblies", "evictions", "assembly_bytes", "assembly_seconds", "hits")
 GROWTH, SLACK = 1.03, 8.0
 """By what factor and MB memory may be above what it was, and count as flat."""
@@ -122,13 +119,10 @@ async def watch(running: Served, samples: list[Sample]) -> None:
             await asyncio.sleep(1)
 
 
-async def soak(
-    running: Served, requests: Iterator[Request], clients: int, seconds: float, reloads: Reloads, reload: int
-) -> Run:
+async def soak(running: Served, requests: Iterator[Request], clients: int, seconds: float, reloads: Reloads) -> Run:
     run = Run(Clients(running.server.url, PROMPTS, TOKENS, requests), reloads)
     before = counted(running)
-    beside = [watch(running, run.samples), reloads.run(reload, seconds)]
-    tasks = [asyncio.create_task(each) for each in beside]
+    tasks = [asyncio.create_task(each) for each in (watch(running, run.samples), reloads.run(seconds))]
     await run.clients.run(clients, seconds)
     for task in tasks:
         task.cancel()
@@ -149,7 +143,7 @@ def counted(running: Served) -> dict[str, float]:
 
 def ask_alone(running: Served, name: str, prompt: int) -> Reference:
     body = {"model": name, "prompt": PROMPTS[prompt], "max_tokens": TOKENS, **judge.ASKED}
-    return Reference.told(running.server.post("/v1/completions", body).raise_for_status().json()["choices"][0])
+    return Reference.of(running.server.post("/v1/completions", body).raise_for_status().json()["choices"][0])
 
 
 def check_sizes(running: Served, bank: Bank) -> None:
@@ -231,9 +225,9 @@ def main() -> int:
         )
         requests = itertools.islice(trace(args.seed), args.requests)
         command = layerloom(path, "--max-loras", str(MIXED), "--bank-memory", str(memory), *OPTIONS)
-        with served(command, root / "log", {**on_cores(1), **PATIENT}) as running:
-            reloads = Reloads(path, running.server.url)
-            run = asyncio.run(soak(running, requests, args.clients, args.seconds, reloads, args.reloads))
+        with served(command, root / "log", on_cores(1)) as running:
+            reloads = Reloads(path, running.server.url, args.reloads)
+            run = asyncio.run(soak(running, requests, args.clients, args.seconds, reloads))
             if run.alive:
                 check_sizes(running, bank)
         names = sorted({name for name, _ in run.told})

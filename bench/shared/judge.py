@@ -39,7 +39,7 @@ class Reference:
     steps: tuple[Mapping[int, float], ...]
 
     @classmethod
-    def told(cls, choice: Mapping[str, Any]) -> "Reference":
+    def of(cls, choice: Mapping[str, Any]) -> "Reference":
         """Of a server's answer to what was ASKED."""
         steps = choice["logprobs"]["top_logprobs"]
         return cls(

@@ -13,17 +13,19 @@ BROKEN = "{"
 
 @dataclass
 class Reloads:
-    """`count` of them spread over `seconds`: a new expert, a broken file, the expert away again, a broken file.
+    """`count` of them: a new expert, a broken file, the expert away again, a broken file.
 
     Each is asked for by POST /v1/family/reload, and the server sees the file change, too.
     """
 
     path: Path
     url: str
+    count: int
     found: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
 
-    async def run(self, count: int, seconds: float) -> None:
+    async def run(self, seconds: float) -> None:
+        """Spreads them over this time."""
         first = self.path.read_text()
         more = yaml.safe_load(first)
         more["experts"]["newcomer"] = dict(next(iter(more["experts"].values())))
@@ -32,8 +34,8 @@ class Reloads:
         began = clock()
         try:
             async with httpx.AsyncClient(base_url=self.url, timeout=120) as client:
-                for number in range(count):
-                    await asyncio.sleep(began + seconds * (number + 0.5) / count - clock())
+                for number in range(self.count):
+                    await asyncio.sleep(began + seconds * (number + 0.5) / self.count - clock())
                     self._write(texts[number % 4])
                     await self._reload(client, texts[number % 4] != BROKEN)
         finally:

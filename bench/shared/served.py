@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "server")]
 
 import httpx  # noqa: E402
-from serving import START_LIMIT, Server, free_port, members, processes, stop  # noqa: E402  (of tests/server)
+from serving import PATIENT, START_LIMIT, Server, free_port, members, processes, stop  # noqa: E402  (of tests/server)
 
 EAGER = ("--enforce-eager", "--no-enable-prefix-caching")
 
@@ -70,7 +70,7 @@ def served(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     port = free_port()
     command = [*command, "--host", "127.0.0.1", "--port", str(port)]
-    said = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
+    said = {**os.environ, "HF_HUB_OFFLINE": "1", **PATIENT, **environment}
     with log.open("wb") as output:
         # A process begins with the cores of the thread that starts it.
         os.sched_setaffinity(0, every[:cores])

@@ -105,11 +105,7 @@ class Leases:
         """Lets go of a composition at once that is only held for the next request."""
         lease = self._leases.get(request.lora_path)
         if lease is not None:
-            async with lease.changing:
-                if lease.users == 0 and lease.told:
-                    # Who waits for room asks behind this, and need not wait for its answer.
-                    self._freed.set()
-                    await self._tell_release(lease)
+            await self._free(lease)
 
     def users(self, digest: str) -> int:
         """How many of this server's requests use a composition, or wait for it."""
@@ -122,12 +118,17 @@ class Leases:
                 async with asyncio.timeout(LINGER):
                     await self._short.wait()
         lease.leaving = False
+        await self._free(lease)
+        if lease.users == 0 and self._leases.get(lease.request.lora_path) is lease:
+            del self._leases[lease.request.lora_path]
+
+    async def _free(self, lease: Lease) -> None:
+        """Has no worker hold what no request uses."""
         async with lease.changing:
             if lease.users == 0 and lease.told:
+                # Who waits for room asks behind this, and need not wait for its answer.
                 self._freed.set()
                 await self._tell_release(lease)
-            if lease.users == 0 and self._leases.get(lease.request.lora_path) is lease:
-                del self._leases[lease.request.lora_path]
 
     async def _hold(self, lease: Lease) -> None:
         while not lease.held:

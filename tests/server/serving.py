@@ -22,7 +22,11 @@ STOP_LIMIT = 60.0
 COMMAND = Path(sys.executable).with_name("layerloom")
 # Small, quick to start, and one compute thread: the tests share the machine with the server.
 OPTIONS = ("--host", "127.0.0.1", "--kv-cache-memory-bytes", "1G", "--enforce-eager")
+PATIENT = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "60"}
+"""After 5 s, its default, the server closes connections that say nothing, those of a machine that stood still, too."""
+
 ENVIRONMENT = {
+    **PATIENT,
     "HF_HUB_OFFLINE": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
