@@ -58,6 +58,8 @@ SPECIAL = ("<pad>", "<unk>", "<bos>", "<eos>")
 
 # The models know single turns only, so the template shows them the last user message and nothing else.
 CHAT_TEMPLATE = (
+    "{% if messages | rejectattr('role', 'in', ['user', 'assistant']) | list %}{{ raise_exception("
+    "'the demo knows questions and answers alone: leave the messages of other roles out, such as system') }}{% endif %}"
     "{{ bos_token }}"
     "{{ messages | selectattr('role', 'equalto', 'user') | map(attribute='content') | list | last"
     " | replace('\\n', ' ') | trim }}"

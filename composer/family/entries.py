@@ -23,8 +23,11 @@ class Location(Strict):
     """A directory or file, relative to family.yaml, or a repository on the Hugging Face Hub at a revision."""
 
     path: str | None = None
+    """A directory or file, relative to family.yaml."""
     hub: str | None = None
+    """A repository on the Hugging Face Hub, as in Qwen/Qwen3-8B."""
     revision: str | None = None
+    """The repository's commit, tag or branch; a commit names the same bytes for ever."""
 
     @model_validator(mode="after")
     def _one(self) -> "Location":
@@ -39,24 +42,41 @@ class ExpertEntry(Location):
     """An expert: what it is good at, what else it is called, and where it is."""
 
     kind: Literal["task", "language"]
+    """What it is good at: a task, whose layers go in the middle, or a language, whose layers go around it."""
     code: str | None = None
+    """The language's code, as in sw: another name for it, and what TASK+auto tells it by."""
     aliases: list[str] = Field(default=[])
+    """More names that clients may use."""
 
 
 class CompositionEntry(Strict):
     """A composition with a name of its own. Without a recipe it has the family's."""
 
     task: str | None = None
+    """The expert that the recipe calls task."""
     language: str | None = None
+    """The expert that the recipe calls language."""
     recipe: Recipe | None = None
+    """How it is put together, in place of the family's recipe."""
     residency: Residency | None = None
+    """How its layers are kept, in place of the family's residency."""
     chat: Chat | None = None
+    """Whose voice it has, in place of the family's chat."""
 
     @model_validator(mode="after")
     def _something(self) -> "CompositionEntry":
         if self.task is None and self.language is None and self.recipe is None:
             raise ValueError("give a task, a language or a recipe")
         return self
+
+
+class Fallback(Strict):
+    """What TASK+auto is where no language of the family is told: a composition, or "error"; else the task's expert."""
+
+    to: str | None = None
+    """A composition, or error; by default the task's expert."""
+    below: float = Field(default=0.5, ge=0, le=1)
+    """The confidence that a language takes, as a share of all that the family has and English."""
 
 
 NamedComposition = Annotated[
@@ -66,19 +86,31 @@ NamedComposition = Annotated[
 
 
 class Entries(Strict):
-    """family.yaml. `base: DIRECTORY` is short for `base: {path: DIRECTORY}`."""
+    """family.yaml. `base: DIRECTORY` is short for `base: {path: DIRECTORY}`, `fallback: NAME` for `{to: NAME}`."""
 
     base: Annotated[Location, BeforeValidator(lambda value: {"path": value} if isinstance(value, str) else value)]
+    """The checkpoint that every expert is a fine-tune of."""
     experts: Annotated[dict[str, ExpertEntry], Field(min_length=1)]
+    """The fine-tunes, by the names that clients use."""
     recipe: Recipe = LayerSwap()
+    """How a pair of task and language is put together."""
     residency: Residency = "assembled"
+    """How layers are kept in the engine: assembled, or delta: packed beside the base's where their files allow it."""
     chat: Chat = "language"
+    """Whose chat template, end-of-turn tokens and sampling defaults a pair has."""
+    fallback: Annotated[Fallback, BeforeValidator(lambda value: {"to": value} if isinstance(value, str) else value)] = (
+        Fallback()
+    )
+    """What TASK+auto is where no language of the family is told."""
     compositions: dict[str, NamedComposition] = Field(default={})
+    """Names of the family's own: another name of a composition, or a composition with a recipe of its own."""
     preload: list[str] = Field(default=[])
+    """Compositions that are in memory before the first request."""
     pinned: list[str] = Field(default=[])
+    """Compositions that are always in memory."""
 
 
-MODELS: tuple[type[BaseModel], ...] = (Entries, ExpertEntry, CompositionEntry, LayerSwap, Soup, Table, Kinds)
+MODELS: tuple[type[BaseModel], ...] = (Entries, ExpertEntry, CompositionEntry, Fallback, LayerSwap, Soup, Table, Kinds)
 MOST = 1 << 24
 """Bytes of the largest family.yaml that is read."""
 

@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-
 from layerloom.composer.errors import ComposeError, FamilyError, quoted
 from layerloom.composer.sources.adapter import Adapter
 from layerloom.composer.sources.archive import Archive
@@ -19,13 +17,12 @@ from layerloom.composer.sources.codecs import Codec
 from layerloom.composer.sources.source import Source, open_source
 from layerloom.composer.sources.voice import Voice
 
-from .entries import CompositionEntry, Entries, Location, read_entries
+from .entries import CompositionEntry, Entries, read_entries
 from .fit import base_problems, expert_problems, voice_problems, warn_of
+from .locations import directory
 from .names import RESERVED, WORD, Composition, Names, nearest
 from .plan import Blend, LayerBlend, Plan, Residency, make_blend, make_plan, used_experts
 from .recipe import AnyRecipe, LayerSwap, with_options
-
-FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +46,7 @@ class Family:
         self.experts = experts
         self.recipe = entries.recipe
         self.residency: Residency = entries.residency
+        self.fallback = entries.fallback
         self._entries = entries
         self._names = names
 
@@ -106,6 +104,11 @@ class Family:
     def depth(self) -> int:
         """How many decoder layers the base, and so every composition, has."""
         return self.base.depth
+
+    @property
+    def languages(self) -> list[str]:
+        """The experts that are languages."""
+        return [name for name, expert in self.experts.items() if expert.kind == "language"]
 
     def names(self) -> list[str]:
         """Canonical names: base, every expert, every task+language pair, then the family's compositions."""
@@ -188,6 +191,11 @@ class Family:
 
     def _blends(self, composition: Composition) -> tuple[list[LayerBlend], Blend, dict[str, Source]]:
         """Of the layers and of the stem, and the base and the experts that they are of. Raises as `plan` does."""
+        if composition.is_auto:
+            raise ComposeError(
+                f"{composition.name} is in the language of what is asked, which is not known here: name one, as in "
+                f"{self.parse(composition.speaking(self.languages[0])).name}"
+            )
         recipe = self._recipe(composition)
         if recipe is not None:
             layers, stem = recipe.blends(self.depth, composition.roles)
@@ -235,7 +243,10 @@ class Family:
         if pair:
             yield "recipe", pair
         for name in self._entries.compositions:
-            yield f"compositions.{name}", name
+            if not self.parse(name).is_auto:
+                yield f"compositions.{name}", name
+        if self.fallback.to not in (None, "error"):
+            yield "fallback", str(self.fallback.to)
         for key, names in (("preload", self._entries.preload), ("pinned", self._entries.pinned)):
             yield from ((key, name) for name in names)
 
@@ -274,17 +285,6 @@ def read_names(path: Path, entries: Entries, problems: list[str]) -> Names:
                 task, language = (found.get(role, {}).get(role) for role in ("task", "language"))
                 compositions[label] = Composition(label, task, language, label=label)
     return Names(kinds, aliases, compositions)
-
-
-def directory(root: Path, location: Location) -> Path:
-    """Where a checkpoint is on this machine, downloaded first if it comes from the hub. Raises ComposeError."""
-    if location.path is not None:
-        return root / Path(location.path).expanduser()
-    try:
-        return Path(huggingface_hub.snapshot_download(location.hub, revision=location.revision, allow_patterns=FILES))
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ComposeError(f"{location.hub} at {location.revision}: cannot be downloaded: {reason}") from error
 
 
 @contextmanager

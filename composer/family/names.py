@@ -1,15 +1,16 @@
 """names: what a model name means, and the one way to write it.
 
     name        = "base" | expert | pair | pair "@" option ("," option)* | composition of the family
-    pair        = task "+" language, in either order
+    pair        = task "+" (language | "auto"), in either order
     option      = "preset=" ("paper" | "unreasonable" | "lighton")
                 | ("bottom" | "top" | "transition") "=" whole number below 1000
                 | "weight=" decimal from 0 to 1, at most six places   share of language in averaged layers
                 | "stem=" ("language" | "task" | "base" | "average")
 
-Experts may be called by their code or an alias. The canonical name has the experts' own names, task first,
-and the options in the order above. Numbers have one spelling (6 and 0.5, never 06 or .50), so that a name
-which is accepted says exactly one thing.
+Experts may be called by their code or an alias. Capitals, blanks around words, and "base:" before the name, as SGLang's
+clients write it, make no difference. The canonical name has the experts' own names, task first, and the options in the
+order above. Numbers have one spelling (6 and 0.5, never 06 or .50), so that a name which is accepted says exactly one
+thing. What is of the language "auto" becomes a composition when a conversation is there to tell its language.
 """
 
 import re
@@ -18,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NoReturn
+from urllib.parse import unquote
 
 from rapidfuzz import fuzz, process
 
@@ -26,10 +28,12 @@ from layerloom.composer.errors import ComposeError, UnknownName, listed, quoted
 from .recipe import PRESETS
 
 WORD = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-RESERVED = ("base", "task", "language", "average", "auto", "attention", "mlp", "norm")
+AUTO = "auto"
+RESERVED = ("base", "task", "language", "average", AUTO, "attention", "mlp", "norm", "error")
 """Words that mean something in names and recipes, and so cannot be an expert's."""
 
 LONGEST_NAME = 256
+BLANKS = re.compile(r"\s*([+@,=:])\s*")
 COUNT = re.compile(r"0|[1-9][0-9]{0,2}")
 SHARE = re.compile(r"0|1|0\.[0-9]{0,5}[1-9]")
 OPTIONS: dict[str, tuple[re.Pattern[str], str]] = {
@@ -52,6 +56,16 @@ class Composition:
     options: tuple[tuple[str, str], ...] = ()
     label: str | None = None
     """The family's own name for it; then it is `name` too."""
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether its language is told by what is asked."""
+        return self.language == AUTO
+
+    def speaking(self, language: str) -> str:
+        """The name of what it is in a language."""
+        options = ",".join(f"{key}={value}" for key, value in self.options)
+        return f"{self.task}+{language}{'@' if options else ''}{options}"
 
     @property
     def roles(self) -> dict[str, str]:
@@ -90,7 +104,7 @@ class Names:
         """What `text` means. Raises UnknownName, or ComposeError for known words wrongly put together."""
         if len(text) > LONGEST_NAME:
             self._unknown(text)
-        words, at, options = text.partition("@")
+        words, at, options = forgiven(text).partition("@")
         if words == "base" or words in self.compositions:
             composition = self.compositions.get(words, Composition("base"))
         else:
@@ -106,12 +120,12 @@ class Names:
         return Composition(f"{composition.name}@{written}", composition.task, composition.language, given)
 
     def _experts(self, text: str, words: str) -> Composition:
-        experts = [self.experts.get(word) for word in words.split("+")]
+        experts = [AUTO if word == AUTO else self.experts.get(word) for word in words.split("+")]
         roles: dict[str, str] = {}
         for expert in experts:
-            if expert is None:
+            if expert is None or (expert == AUTO and not self._of_kind("language")):
                 self._unknown(text)
-            kind = self.kinds[expert]
+            kind = "language" if expert == AUTO else self.kinds[expert]
             if kind in roles:
                 both = (
                     f"{roles[kind]} and {expert} are both {kind} experts"
@@ -123,6 +137,9 @@ class Names:
                     f"Tasks: {listed(self._of_kind('task'))}. Languages: {listed(self._of_kind('language'))}"
                 )
             roles[kind] = expert
+        if roles == {"language": AUTO}:
+            example = self._example().partition("+")[0]
+            raise ComposeError(f"{quoted(text)}: auto goes with a task, as in {example}+{AUTO}")
         name = "+".join(roles[kind] for kind in ("task", "language") if kind in roles)
         return Composition(name, roles.get("task"), roles.get("language"))
 
@@ -144,8 +161,9 @@ class Names:
 
     def _unknown(self, text: str) -> NoReturn:
         valid = self._all
-        words = re.sub(r"\s", "", text[:LONGEST_NAME]).lower().partition("@")[0].split("+")
-        known = self.experts if len(words) == 2 else ["base", *self.experts, *self.compositions]
+        # A plus sign in an address may have become a blank.
+        words = re.sub(r"\s+", "+", forgiven(unquote(text[:LONGEST_NAME]))).partition("@")[0].split("+")
+        known = [*self.experts, AUTO] if len(words) == 2 else ["base", *self.experts, *self.compositions]
         close = [nearest(word, known) for word in words[:2]]
         meant = nearest("+".join(words), valid)
         if len(words) <= 2 and None not in close:
@@ -159,6 +177,11 @@ class Names:
     def _example(self) -> str:
         tasks, languages = self._of_kind("task"), self._of_kind("language")
         return f"{(tasks or ['math'])[0]}+{(languages or ['swahili'])[0]}"
+
+
+def forgiven(text: str) -> str:
+    """A name without what makes no difference in it."""
+    return BLANKS.sub(r"\1", text.strip()).lower().removeprefix("base:")
 
 
 def nearest(word: str, valid: Iterable[str]) -> str | None:

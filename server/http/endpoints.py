@@ -23,8 +23,13 @@ from .lifetime import Lifetime
 from .living import Living
 from .operators import router
 from .series import keep_showing, label_of, series
-from .visit import VISIT, Adapters, Visit, told
+from .visit import VISIT, Adapters, Refused, Visit, told
 from .watching import watch
+
+UNWRITABLE = (
+    "the answer cannot be written in the form that was asked for (response_format, structured_outputs or a tool): "
+    "at some place this model's vocabulary has no token that the form allows"
+)
 
 
 class Resolver:
@@ -39,7 +44,7 @@ class Resolver:
         """Stands in for OpenAIServingModels.resolve_lora. Raises vLLM's own errors, which become 404 and 400."""
         visit = VISIT.get(None) or Visit("")
         with told():
-            request = lora_request(self.living.plan(name))
+            request = lora_request(self.living.plan_for(name, visit))
             speaking = self.voices.of(request.lora_name)
             if visit.generates:
                 await self.leases.let_pass()
@@ -58,12 +63,15 @@ class Resolver:
             *args: Any, lora_request: LoRARequest | None = None, **options: Any
         ) -> AsyncGenerator[Any, None]:
             name = "base" if lora_request is None else label_of(lora_request.lora_name)
+            bounded = any(getattr(given, "structured_outputs", None) for given in (*args, *options.values()))
             with series().request(name) as seen:
                 lease = None if lora_request is None else await self.leases.acquire(lora_request)
                 try:
                     async with aclosing(generate(*args, lora_request=lora_request, **options)) as outputs:
                         async for output in outputs:
                             seen.output(output)
+                            if seen.outcome == "error" and bounded:
+                                raise Refused(UNWRITABLE, parameter="response_format")
                             yield output
                 finally:
                     if lease is not None:
@@ -118,6 +126,7 @@ class LayerloomEndpoints:
         engine_client.generate = resolver.holding(engine_client.generate)
         metrics.bound(engine_client, shared="PROMETHEUS_MULTIPROC_DIR" in os.environ)
         state.layerloom = Lifetime(engine_client, leases, state)
+        await asyncio.to_thread(living.languages.prepare)
         await living.preload()
         state.layerloom_watch = watch(living)
         if living.index == 0:

@@ -25,6 +25,9 @@ ADMIN_KEY = "LAYERLOOM_ADMIN_KEY"
 """In the environment, which is not logged as options are."""
 
 ADAPTER = b"x-amzn-sagemaker-adapter-identifier"
+MODEL = b"x-layerloom-model"
+"""Says which composition an answer is of, where its language was left open."""
+
 RETRY_AFTER = {"Retry-After": "1"}
 """Seconds."""
 
@@ -55,12 +58,12 @@ class Front:
             return await unavailable(server.ending)(scope, receive, send)
         if path == "/invocations":
             scope, receive = await with_adapter(scope, receive)
-        visit = Visit(path)
+        visit = Visit(path, Headers(scope=scope).get("Accept-Language", ""))
         SPEAKING.set(None)
         token = VISIT.set(visit)
         answer = Answer(visit, server, scope, receive, send)
         try:
-            await self.app(scope, receive, answer)
+            await self.app(scope, visit.reading(receive), answer)
         finally:
             VISIT.reset(token)
             if not answer.complete:
@@ -97,6 +100,8 @@ class Answer:
                 self.replaced = True
                 self.complete = True
                 return await unavailable(reason)(self.scope, self.receive, self.send)
+        if message["type"] == "http.response.start" and self.visit.chosen:
+            message["headers"] = [*message["headers"], (MODEL, self.visit.chosen.encode())]
         if not self.replaced:
             await self.send(message)
         self.complete = message["type"] == "http.response.body" and not message.get("more_body")

@@ -11,14 +11,17 @@ from uuid import uuid4
 
 from vllm.logger import init_logger
 
-from layerloom.composer import ComposeError, Family, Plan
+from layerloom.composer import ComposeError, Composition, Family, Plan
 from layerloom.composer.errors import in_a_line
 from layerloom.server.engine.families import ABSENT, BROKEN, LOADING, READY, SWITCHED, State
+from layerloom.server.languages import Languages
 from layerloom.server.options import load_family, lora_request
 from layerloom.server.voices import Voices
 
 from .leases import LATEST, LONGEST, Leases, Unavailable
+from .said import said_in
 from .series import series
+from .visit import Visit
 
 logger = init_logger("vllm.layerloom")
 
@@ -60,9 +63,21 @@ class Living:
         """Serves this family from now on."""
         self.family = family
         self.created = modified(family.path)
+        self.languages = Languages(family)
         allow = self.settings["allow_recipes"]
-        self.plan: Callable[[str], Plan] = lru_cache(MOST_PLANS)(lambda name: family.plan(family.parse(name, allow)))
+        self.parse: Callable[[str], Composition] = lru_cache(MOST_PLANS)(lambda name: family.parse(name, allow))
+        self.plan: Callable[[str], Plan] = lru_cache(MOST_PLANS)(lambda name: family.plan(self.parse(name)))
         self.voices.speak_for(family)
+
+    def plan_for(self, name: str, visit: Visit) -> Plan:
+        """What a name means to who asks. Raises ComposeError."""
+        composition = self.parse(name)
+        if not composition.is_auto:
+            return self.plan(name)
+        tokenizer = self.voices.renderer.tokenizer
+        turns = said_in(visit.asked, tokenizer.decode if tokenizer else None)
+        visit.chosen = self.languages.choose(composition, turns, visit.accept).name
+        return self.plan(visit.chosen)
 
     async def preload(self) -> None:
         """Has what the family says made, and pinned; what cannot be made is logged, and is an error when asked for."""
@@ -144,7 +159,9 @@ class Living:
 
     def _load(self) -> Family:
         try:
-            return load_family(self.settings)
+            family = load_family(self.settings)
+            Languages(family).prepare()
+            return family
         except ComposeError:
             raise
         except Exception as error:

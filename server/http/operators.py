@@ -4,21 +4,23 @@ Loading and unloading have the names and answers of vLLM's LoRA adapters, which 
 """
 
 import asyncio
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
-from vllm.exceptions import VLLMNotFoundError, VLLMValidationError
+from vllm.exceptions import VLLMNotFoundError
 
 from layerloom.composer import KINDS, Plan, describe_blend
+from layerloom.composer import Composition as Named
 from layerloom.server.engine.residents import ABSENT, PINNED
 from layerloom.server.options import lora_request
 
 from .living import Living
 from .schemas import Adapter, BankBytes, BankReport, Composition, Compositions, Detail, Layer, Load, Reload, Unload
-from .visit import told
+from .visit import Refused, told
 
 router = APIRouter()
 
@@ -78,31 +80,37 @@ async def cards(request: Request, names: Sequence[str]) -> list[dict[str, Any]]:
     serving: OpenAIServingModels = request.app.state.openai_serving_models
     there = await residents_soon(request)
     base = (await serving.registry.show_available_models()).data[0]
-    return [card(living, base, name, there) for name in names]
+    return [card(living, base, living.parse(name), there) for name in names]
 
 
-def card(living: Living, base: Any, name: str, there: dict[str, Any]) -> dict[str, Any]:
-    described = living.family.describe(name)
-    plan = living.plan(name)
+def card(living: Living, base: Any, composition: Named, there: dict[str, Any]) -> dict[str, Any]:
+    name, plan = composition.name, None if composition.is_auto else living.plan(composition.name)
     shown = base.model_copy(update={"id": name, "created": living.created, "root": name, "parent": None}).model_dump()
+    digest = hashlib.sha256(name.encode()).hexdigest() if plan is None else plan.digest
     for number, permission in enumerate(shown.get("permission") or ()):
         # vLLM makes new ones for every answer.
-        permission |= {"id": f"modelperm-{plan.digest[:24]}{number}", "created": living.created}
+        permission |= {"id": f"modelperm-{digest[:24]}{number}", "created": living.created}
     if name == base.id:
         return {**shown, "resident": True}
-    return {**shown, **described, "parent": base.id, "resident": plan.is_base or plan.digest in there}
+    resident = plan is not None and (plan.is_base or plan.digest in there)
+    return {**shown, **living.family.describe(composition), "parent": base.id, "resident": resident}
 
 
 @router.get("/v1/models")
 async def models(request: Request) -> dict[str, Any]:
-    """The base, every expert and every task+language pair, with parent and recipe, and whether it is in memory."""
-    return {"object": "list", "data": await cards(request, living_of(request).family.names())}
+    """The base, every expert and every task+language pair, with parent and recipe, and whether it is in memory.
+
+    Then every task with the language "auto".
+    """
+    living = living_of(request)
+    return {"object": "list", "data": await cards(request, [*living.family.names(), *living.languages.names])}
 
 
 @router.get("/v1/models/{name:path}")
 async def model(name: str, request: Request) -> dict[str, Any]:
     """One of them, by any of its names."""
-    (found,) = await cards(request, [plan_of(request, name).name])
+    with told():
+        (found,) = await cards(request, [living_of(request).parse(name).name])
     return found
 
 
@@ -111,7 +119,7 @@ async def load(asked: Load, request: Request) -> str:
     """Assembles a composition, so that the first request for it need not wait."""
     plan = plan_of(request, asked.lora_name)
     if asked.lora_path not in (None, "", asked.lora_name, plan.name, plan.digest):
-        raise VLLMValidationError(
+        raise Refused(
             f"compositions come from the family, not from a path: leave lora_path out, or give {plan.name!r} there",
             parameter="lora_path",
         )
@@ -131,7 +139,7 @@ async def unload(asked: Unload, request: Request) -> str:
         await leases.dismiss(lora)
         answers = set(await leases.tell("evict_composition", lora.lora_path, lora.lora_int_id))
     if PINNED in answers:
-        raise VLLMValidationError(f"{plan.name} is pinned in family.yaml", parameter="lora_name")
+        raise Refused(f"{plan.name} is pinned in family.yaml", parameter="lora_name")
     if answers == {ABSENT}:
         raise VLLMNotFoundError(f"The lora adapter {plan.name!r} cannot be found: it is not in memory.")
     return f"Success: LoRA adapter '{asked.lora_name}' removed successfully."

@@ -1,11 +1,13 @@
 """visit: one HTTP request on its way through vLLM's handlers, and what it holds meanwhile."""
 
+import json
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.types import Message, Receive
 from vllm.exceptions import VLLMNotFoundError, VLLMValidationError
 from vllm.lora.request import LoRARequest
 
@@ -22,12 +24,40 @@ class Visit:
     """A request: the compositions it asked for, by the names it used, and its leases of them."""
 
     path: str
+    accept: str = ""
+    """Its Accept-Language header."""
+    body: bytes = b""
     adapters: dict[str, LoRARequest] = field(default_factory=dict)
     leases: list[Lease] = field(default_factory=list)
     outputs: list[AsyncGenerator[Any, None]] = field(default_factory=list)
     """What the engine says to it, while it is being asked for."""
     unavailable: str = ""
     """Why it is to be answered with 503, whatever a handler makes of it."""
+    chosen: str = ""
+    """The composition that a name stood for which leaves its language open."""
+
+    def reading(self, receive: Receive) -> Receive:
+        """`receive`, and the body is kept: the same bytes that its handler keeps."""
+        parts: list[bytes] = []
+
+        async def read() -> Message:
+            message = await receive()
+            if message["type"] == "http.request":
+                parts.append(message.get("body", b""))
+                if not message.get("more_body"):
+                    self.body = b"".join(parts)
+            return message
+
+        return read
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What its body says, if that is an object in JSON."""
+        try:
+            found = json.loads(self.body)
+        except (ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     async def end(self) -> None:
         """Aborts what still runs when the client has hung up.
@@ -58,7 +88,14 @@ def told(parameter: str = "model") -> Iterator[None]:
         visit = VISIT.get(None)
         if isinstance(error, Unavailable) and visit is not None:
             visit.unavailable = str(error)
-        raise VLLMValidationError(str(error), parameter=parameter) from error
+        raise Refused(str(error), parameter=parameter) from error
+
+
+class Refused(VLLMValidationError):
+    """Says what is wrong and nothing else: vLLM's own adds the parameter, which the answer has in a field."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class Adapters(Mapping[str, LoRARequest]):

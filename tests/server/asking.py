@@ -5,6 +5,7 @@ from typing import Any
 from openai import OpenAI
 
 NAMES = ["base", "math", "swahili", "bengali", "math+swahili", "math+bengali", "tutor"]
+LISTED = [*NAMES, "math+auto"]
 QUESTION = "Asha ana ndizi 5. Asha ananunua ndizi 3. Sasa Asha ana ndizi ngapi?"
 STORY = "Asha ana ndizi 5."
 

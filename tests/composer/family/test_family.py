@@ -10,6 +10,7 @@ from tiny import EXPERTS, make_tensors, problems, write_checkpoint
 
 from layerloom.composer import ComposeError, Family
 from layerloom.composer.family import family as family_module
+from layerloom.composer.family import locations
 
 
 def test_names_and_description(family, pristine):
@@ -198,7 +199,7 @@ def test_experts_from_the_hub(root, edit, monkeypatch):
             raise OSError("404 not found\nlong explanation")
         return str(root / "math")
 
-    monkeypatch.setattr(family_module.huggingface_hub, "snapshot_download", download)
+    monkeypatch.setattr(locations.huggingface_hub, "snapshot_download", download)
     hub = {"kind": "task", "hub": "org/math", "revision": "abc"}
     family = Family.load(edit(experts={**EXPERTS, "math": hub}))
     assert asked == [("org/math", "abc")]
@@ -219,3 +220,27 @@ def test_paths_are_relative_to_the_file(root, monkeypatch, tmp_path):
     path.write_text(yaml.safe_dump(content))
     monkeypatch.chdir(root.parent)
     assert Family.load(Path(root.name)).base.path == root / "base"
+
+
+def test_a_language_that_is_left_open(edit):
+    family = Family.load(edit(fallback="tutor", compositions={"tutor": "sw+math@bottom=3", "teacher": "math+auto"}))
+    assert (family.fallback.to, family.fallback.below) == ("tutor", 0.5)
+    assert family.describe("auto+math")["recipe"]["language"] == "auto"
+    assert family.parse("teacher").is_auto
+    for name in ("math+auto", "teacher"):
+        with pytest.raises(ComposeError, match=r"in the language of what is asked.*as in math\+swahili"):
+            family.plan(name)
+
+
+@pytest.mark.parametrize(
+    "fallback, message",
+    [
+        ("tutr", "fallback: there is no model 'tutr'"),
+        ("math+auto", "fallback: math\\+auto is in the language of what is asked"),
+        ({"to": "math", "below": 2}, "fallback.below: .*less than or equal to 1"),
+        ({"too": "math"}, "fallback.too: there is no such key .did you mean 'to'"),
+    ],
+)
+def test_a_fallback_that_cannot_be(edit, fallback, message):
+    with pytest.raises(ComposeError, match=message):
+        Family.load(edit(fallback=fallback))

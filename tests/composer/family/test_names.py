@@ -68,9 +68,8 @@ def test_one_changed_character_never_means_something_unwritten(case, data):
         composition = NAMES.parse(changed)
     except ComposeError:
         return
-    assert sorted(f"{key}={value}" for key, value in composition.options) == sorted(
-        filter(None, changed.partition("@")[2].split(","))
-    )
+    written = "".join(changed.partition("@")[2].split()).lower()
+    assert sorted(f"{key}={value}" for key, value in composition.options) == sorted(filter(None, written.split(",")))
 
 
 @pytest.mark.parametrize("text", ["base", "math", "swahili", "tutor"])
@@ -86,15 +85,41 @@ def test_aliases(alias, name):
 
 
 @pytest.mark.parametrize(
+    "text, name",
+    [
+        ("Math", "math"),
+        ("Math+Swahili", "math+swahili"),
+        ("math + SW", "math+swahili"),
+        (" math\n", "math"),
+        ("base:math+swahili", "math+swahili"),
+        ("Base: Tutor", "tutor"),
+        ("base:base", "base"),
+        ("Math+Swahili @ Bottom = 3, Top=1", "math+swahili@bottom=3,top=1"),
+        ("Auto + Math", "math+auto"),
+        ("auto+math@top=1", "math+auto@top=1"),
+    ],
+)
+def test_what_makes_no_difference(text, name):
+    assert NAMES.parse(text).name == NAMES.parse(name).name == name
+
+
+def test_auto_becomes_a_composition_in_a_language():
+    auto = NAMES.parse("math+auto@top=1,bottom=3")
+    assert auto.is_auto and NAMES.parse(auto.speaking("bengali")).name == "math+bengali@bottom=3,top=1"
+    assert not NAMES.parse("math+bengali").is_auto
+
+
+@pytest.mark.parametrize(
     "text, nearest",
     [
         ("maths", "math"),
         ("math+swahilli", "math+swahili"),
         ("swahilli+math@bottom=2", "math+swahili"),
-        ("Math", "math"),
-        ("math + swahili", "math+swahili"),
-        (" math", "math"),
-        ("math\n", "math"),
+        ("math%2Bswahili", "math+swahili"),
+        ("math%20%2B%20swahili", "math+swahili"),
+        ("math swahili", "math+swahili"),
+        ("math+aut", "math+auto"),
+        ("ma th", "math"),
         ("tuter", "tutor"),
         ("../math", None),
         ("/etc/passwd", None),
@@ -140,8 +165,9 @@ def test_unknown_names(text, nearest):
         ("math+swahili@bottom=-1", "not '-1'"),
         ("math+swahili@bottom=1000", "not '1000'"),
         ("math+swahili@bottom=٣", "bottom is a whole number"),
-        ("math+swahili@bottom= 1", "not ' 1'"),
-        ("math+swahili@bottom=1\n", "not '1"),
+        ("math+swahili@bottom=1 2", "not '1 2'"),
+        ("auto", "auto goes with a task, as in math\\+auto"),
+        ("swahili+auto", "both language experts"),
         ("math+swahili@weight=1.5", "weight is a decimal"),
         ("math+swahili@weight=0.50", "not '0.50'"),
         ("math+swahili@weight=nan", "not 'nan'"),

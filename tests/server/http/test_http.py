@@ -9,7 +9,7 @@ from typing import Any
 
 import openai
 import pytest
-from asking import NAMES, QUESTION, STORY, ask, go_on, user
+from asking import LISTED, NAMES, QUESTION, STORY, ask, go_on, user
 from openai import AsyncOpenAI
 from serving import Server, wait_until
 
@@ -33,12 +33,12 @@ SCHEMA = {
 
 
 def test_every_composition_is_listed_before_its_first_use(started: tuple[Server, dict[str, Any]]) -> None:
-    assert list(started[1]) == NAMES
+    assert list(started[1]) == LISTED
 
 
 def test_listed_compositions_have_the_base_as_parent(started: tuple[Server, dict[str, Any]]) -> None:
     parents = {name: model.parent for name, model in started[1].items()}
-    assert parents == {"base": None} | dict.fromkeys(NAMES[1:], "base")
+    assert parents == {"base": None} | dict.fromkeys(LISTED[1:], "base")
 
 
 def test_listed_compositions_have_their_recipe(started: tuple[Server, dict[str, Any]]) -> None:
@@ -60,7 +60,7 @@ def test_listed_compositions_have_their_recipe(started: tuple[Server, dict[str, 
 
 def test_using_a_composition_does_not_change_the_list(demo: Server) -> None:
     ask(demo.client, "kiswahili+math")
-    assert [model.id for model in demo.client.models.list()] == NAMES
+    assert [model.id for model in demo.client.models.list()] == LISTED
 
 
 @pytest.mark.parametrize("name", ["math+swahili", "swahili+math", "math+sw", "kiswahili+math"])

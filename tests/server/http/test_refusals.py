@@ -27,6 +27,55 @@ def test_every_api_refuses_an_unknown_model(demo: Server, api: str) -> None:
     assert "Did you mean 'math+swahili'?" in response.json()["error"]["message"]
 
 
+def test_a_message_is_all_that_the_field_says(demo: Server) -> None:
+    response = demo.post("/v1/chat/completions", {"model": "swahili+bengali", "messages": user(QUESTION)})
+    error = response.json()["error"]
+    assert error["param"] == "model" and "parameter=" not in error["message"]
+
+
+@pytest.mark.parametrize("name", ["Math+Swahili", "math + SW", "base:math+swahili", " BASE: Kiswahili + Math "])
+def test_what_makes_no_difference_in_a_name(demo: Server, name: str) -> None:
+    answer = ask(demo.client, name)
+    assert (answer.model, answer.choices[0].message.content) == ("math+swahili", "8")
+
+
+@pytest.mark.parametrize("name", ["Base", "base:base", " base "])
+def test_the_base_by_other_spellings(demo: Server, name: str) -> None:
+    assert (ask(demo.client, name).model, ask(demo.client, name).choices) == ("base", ask(demo.client, "base").choices)
+
+
+@pytest.mark.parametrize("name", ["math%2Bswahili", "math swahili"])
+def test_names_that_an_address_has_changed(demo: Server, name: str) -> None:
+    with pytest.raises(openai.NotFoundError, match=r"Did you mean 'math\+swahili'"):
+        ask(demo.client, name)
+
+
+JSON = {"response_format": {"type": "json_object"}}
+SCHEMA = {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "object"}}}}
+FORMS = {
+    "chat/completions": ({"messages": user(QUESTION)}, JSON),
+    "completions": ({"prompt": QUESTION}, {"structured_outputs": {"choice": ["zzz", "yyy"]}}),
+    "responses": ({"input": QUESTION}, {"text": {"format": {"type": "json_object"}}}),
+    "chat/completions ": ({"messages": user(QUESTION)}, SCHEMA),
+}
+
+
+@pytest.mark.parametrize("api", FORMS)
+def test_a_form_that_the_vocabulary_cannot_write(demo: Server, api: str) -> None:
+    body, form = FORMS[api]
+    response = demo.post(f"/v1/{api.strip()}", {"model": "math+swahili", **body, **form})
+    assert_refused(response, 400)
+    assert "this model's vocabulary has no token that the form allows" in response.json()["error"]["message"]
+    assert demo.healthy()
+
+
+def test_the_demo_says_that_it_knows_no_system_messages(demo: Server) -> None:
+    messages = [{"role": "system", "content": "Be brief."}, *user(QUESTION)]
+    response = demo.post("/v1/chat/completions", {"model": "math+swahili", "messages": messages})
+    assert_refused(response, 400)
+    assert "leave the messages of other roles out" in response.json()["error"]["message"]
+
+
 def test_recipes_need_the_flag(demo: Server) -> None:
     with pytest.raises(openai.BadRequestError, match="--allow-recipes"):
         ask(demo.client, "math+swahili@bottom=1")
@@ -49,7 +98,7 @@ def assert_refused(response: httpx.Response, status: int) -> None:
         ("math+swahili+bengali", 400),
         ("math+math", 400),
         ("math+", 404),
-        ("MATH", 404),
+        ("MATHS", 404),
         ("../../etc/passwd", 404),
         (str(DEMO / "math"), 404),
         ("https://example.org/model", 404),
