@@ -28,7 +28,16 @@ SPREAD = (
     "test_resources",
 )
 # Files whose tests ask the same servers.
-TOGETHER = dict.fromkeys(("test_auto", "test_routes", "test_refusals", "test_series", "test_living_family"), "test_http")
+TOGETHER = dict.fromkeys(
+    (
+        "test_auto",
+        "test_routes",
+        "test_refusals",
+        "test_series",
+        "test_living_family",
+    ),
+    "test_http",
+)
 # What takes long first: what is short fills the gaps at the end.
 FIRST = (
     "test_http",
