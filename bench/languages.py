@@ -10,26 +10,33 @@ not written in Latin letters, romanised (by anyascii, `pip install anyascii`), w
 
 Beside what the server does (family and English by n-grams up to five, all 75 languages by trigrams): the family's
 languages alone, and all 75, by n-grams up to five. Expected: the family alone finds its own best and takes most of what
-is in other languages for one of them.
+is in other languages for one of them. Then, with --requests, what it adds to a request: the demo's server is asked
+for `math+auto` and for `math+swahili` in turns.
 """
 
 import argparse
 import json
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import yaml
-from lingua import LanguageDetector, LanguageDetectorBuilder
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "server"))
 
-from layerloom.composer import Family
-from layerloom.server.languages import Languages, spoken
-from shared.report import Report
+import httpx  # noqa: E402
+import yaml  # noqa: E402
+from lingua import LanguageDetector, LanguageDetectorBuilder  # noqa: E402
+from serving import serving  # noqa: E402
 
-DEMO = Path(__file__).parents[1] / "demo"
+from layerloom.composer import Family  # noqa: E402
+from layerloom.server.languages import Languages, spoken  # noqa: E402
+from shared.report import Report  # noqa: E402
+
+DEMO = ROOT / "demo"
 UNSPACED = ("ja", "th", "zh")
 LATIN = ("de", "en", "es", "fr", "sw")
 FAMILIES = ("sw", "bn sw", "de es fr", "bn de es fr ja ru sw te th zh", "bn de en es fr ja ru sw te th zh")
@@ -140,6 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="the folder of LANG.jsonl")
     parser.add_argument("--csv", type=Path)
+    parser.add_argument("--requests", type=int, default=0, help="to the demo's server, of each of two names")
     args = parser.parse_args()
     questions = {
         file.stem: [json.loads(line)["question"] for line in file.open(encoding="utf-8")]
@@ -168,6 +176,28 @@ def main() -> None:
             report.table(
                 f"Confidence that is asked for, family {names}: percent", ["below", "asked", *COLUMNS[:4]], limits
             )
+    if args.requests:
+        report.table(
+            "A chat request for one token, ms", ["model", "median", "p90"], in_turns(args.requests, questions["sw"])
+        )
+
+
+def in_turns(count: int, questions: Sequence[str]) -> list[list[str | float | None]]:
+    """Both names by turns, each with every question cut to what the demo's context holds."""
+    times: dict[str, list[float]] = {"math+swahili": [], "math+auto": []}
+    with tempfile.TemporaryDirectory() as folder, serving(DEMO, Path(folder) / "log") as server:
+        client = httpx.Client(base_url=server.url, timeout=60)
+        for number in range(-20, count):
+            for name, taken in times.items():
+                message = {"role": "user", "content": questions[number % len(questions)][:300]}
+                body = {"model": name, "messages": [message], "max_tokens": 1}
+                began = time.perf_counter()
+                answer = client.post("/v1/chat/completions", json=body)
+                if number >= 0:
+                    taken.append(1e3 * (time.perf_counter() - began))
+                assert answer.status_code == 200, answer.text
+                assert answer.json()["model"] == "math+swahili", answer.text
+    return [[name, statistics.median(taken), sorted(taken)[int(0.9 * count)]] for name, taken in times.items()]
 
 
 if __name__ == "__main__":
