@@ -21,6 +21,9 @@ Source = Annotated[
 ]
 """task, language, base or an expert; or {any of these: weight}. A tag in <> is no key of the file."""
 
+LAYERS = re.compile(r"([0-9]{1,4})(?:\s*-\s*([0-9]{1,4}))?")
+"""A layer, or the first and the last of a range."""
+
 PRESETS: dict[str, tuple[int, int, int, int]] = {
     # (depth, bottom, top, averaged layers on each side) as published
     "paper": (32, 5, 2, 1),  # Layer Swapping, arXiv 2410.01335
@@ -47,13 +50,21 @@ class LayerSwap(Strict):
 
     method: Literal["layer_swap"] = "layer_swap"
     preset: Literal["paper", "unreasonable", "lighton"] = "paper"
+    """Published zones: paper (arXiv 2410.01335), unreasonable (2505.18356) or lighton (2605.26735)."""
     bottom: Annotated[int, Field(ge=0)] | None = None
+    """How many layers at the bottom are the language expert's."""
     top: Annotated[int, Field(ge=0)] | None = None
+    """How many layers at the top are the language expert's."""
     transition: Annotated[int, Field(ge=0)] | None = None
+    """How many layers are averaged, after the bottom and again before the top."""
     after_bottom: Annotated[int, Field(ge=0)] | None = None
+    """How many layers are averaged after the bottom."""
     before_top: Annotated[int, Field(ge=0)] | None = None
+    """How many layers are averaged before the top."""
     weight: Weight = 0.5
+    """The language expert's share of an averaged layer."""
     stem: Source = "language"
+    """Who supplies embeddings, final norm and output head; average means the averaged layers' weights."""
 
     @model_validator(mode="after")
     def _one_way(self) -> "LayerSwap":
@@ -93,7 +104,9 @@ class Soup(Strict):
 
     method: Literal["soup"]
     weights: dict[str, Weight] = Field(default={"language": 0.5, "task": 0.5})
+    """Shares of task, language or experts by name."""
     stem: Source = "language"
+    """Who supplies embeddings, final norm and output head; average means these weights."""
 
     def blends(self, depth: int, roles: Roles) -> tuple[list[LayerBlend], Blend]:
         """The blend of every layer, and the stem's. Raises ComposeError."""
@@ -105,8 +118,11 @@ class Kinds(Strict):
     """A source for each kind of module."""
 
     attention: Source
+    """What is in a layer's attention, its norms aside."""
     mlp: Source
+    """What is in neither attention nor norms."""
     norm: Source
+    """The layer's norms, those inside the attention too."""
 
 
 def _layer_source_tag(value: Any) -> str:
@@ -130,7 +146,9 @@ class Table(Strict):
 
     method: Literal["table"]
     layers: Annotated[dict[str, LayerSource], BeforeValidator(_keys_as_text)]
+    """A layer or a range of layers, from 0, and its source; each layer of the model once."""
     stem: Source = "language"
+    """Who supplies embeddings, final norm and output head."""
 
     def blends(self, depth: int, roles: Roles) -> tuple[list[LayerBlend], Blend]:
         """The blend of every layer, and the stem's. Raises ComposeError with all layers that are wrong."""
@@ -219,7 +237,7 @@ def blend_of(source: str | Mapping[str, float], roles: Roles) -> Blend:
 
 
 def _indices(key: str, depth: int) -> range | None:
-    match = re.fullmatch(r"([0-9]{1,4})(?:\s*-\s*([0-9]{1,4}))?", key)
+    match = LAYERS.fullmatch(key)
     if not match:
         return None
     first, last = int(match.group(1)), int(match.group(2) or match.group(1))
