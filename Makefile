@@ -3,6 +3,7 @@ PORT ?= 8000
 BIN := $(VENV)/bin
 OLDEST_VENV ?= .venv-0.27
 OLDEST_BIN := $(OLDEST_VENV)/bin
+DOCS_VENV ?= .venv-docs
 OLDEST_TESTS := kv_cache or prompt_logprobs_come or gemma3 or (merged_checkpoint and llama and not tied) \
 	or listed or change_the_list or unknown_model_is_not_found
 # tests/conftest.py says what goes together, and in which order.
@@ -10,7 +11,7 @@ TWO_AT_A_TIME := -n 2 --dist loadscope --no-loadscope-reorder
 # The demo needs little: without a limit vLLM takes nearly all of the machine's memory for its KV cache.
 DEMO_OPTIONS ?= --kv-cache-memory-bytes 1G
 
-.PHONY: setup serve test test-oldest fuzz lint links clean
+.PHONY: setup serve test test-oldest fuzz docs lint links clean
 
 setup: $(VENV)/.installed
 
@@ -46,6 +47,18 @@ $(OLDEST_VENV)/.installed: requirements/cpu-0.27.txt pyproject.toml Makefile
 fuzz: setup
 	LAYERLOOM_FUZZ=20000 $(BIN)/python -m pytest tests/composer/sources/test_archive_fuzz.py -k fuzz
 
+# The pages that are made from code and results, and the site into site/.
+docs: setup $(DOCS_VENV)/.installed
+	$(BIN)/python -m layerloom.composer.family.schema composer/family/family.schema.json
+	$(BIN)/python -m typer layerloom.server.commands.app utils docs --name layerloom --title 'All options' --output docs/cli.md
+	$(BIN)/python bench/speed_chart.py
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict --quiet
+
+$(DOCS_VENV)/.installed: requirements/docs.txt
+	python3 -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/python -m pip install --quiet --no-deps -r requirements/docs.txt
+	touch $@
+
 lint: setup links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,4 +70,4 @@ links:
 	@for part in composer kernels server; do ln -sfn ../../$$part .links/layerloom/$$part; done
 
 clean:
-	rm -rf $(VENV) $(OLDEST_VENV) .links *.egg-info
+	rm -rf $(VENV) $(OLDEST_VENV) $(DOCS_VENV) .links site *.egg-info

@@ -181,7 +181,7 @@ def main() -> None:
         added = sum(sizes[name] for name in family.base.stem) + sum(sizes[n] for i in own for n in family.base.layer(i))
         report = Report(
             options.csv,
-            command=f"python {' '.join(sys.argv)}",
+            command=f"python bench/serving.py {'--eager ' if options.eager else ''}--rounds {options.rounds}",
             model=f"a random Llama of {sum(sizes.values()) / 1e6:.0f} M parameters, {family.depth} layers",
             asked=f"{count} requests, 24 + {tokens} tokens, {options.rounds} rounds, {facts_of(options)}",
             adds=f"{len(own)} of {family.depth} layers and the stem, {added / sum(sizes.values()):.0%} of a model",

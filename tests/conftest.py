@@ -48,7 +48,7 @@ FIRST = (
     "test_faults",
     "test_several_servers",
 )
-FOLDERS = ("server", "kernels", "composer")
+FOLDERS = ("server", "kernels", "composer", "docs")
 HERE = Path(__file__).parent
 
 
