@@ -1,7 +1,7 @@
 """living: the family that a server serves, what its names mean, and how another takes its place."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from vllm.logger import init_logger
 from layerloom.composer import ComposeError, Composition, Family, Plan
 from layerloom.composer.errors import in_a_line
 from layerloom.server.engine.families import ABSENT, BROKEN, LOADING, READY, SWITCHED, State
-from layerloom.server.languages import Languages
+from layerloom.server.languages import Languages, turns_of
 from layerloom.server.options import load_family, lora_request
 from layerloom.server.voices import Voices
 
@@ -50,6 +50,8 @@ class Living:
         self.index, self.servers = index, servers
         self.leases = leases
         self.voices = voices
+        self.stored: Mapping[str, Any] = {}
+        """The messages before each answer that vLLM keeps for those that follow on it, where it is told to keep any."""
         self._one = asyncio.Lock()
         self.called = asyncio.Event()
         """Another server may be about to load the family."""
@@ -74,8 +76,9 @@ class Living:
         composition = self.parse(name)
         if not composition.is_auto:
             return self.plan(name)
-        tokenizer = self.voices.renderer.tokenizer
-        turns = said_in(visit.asked, tokenizer.decode if tokenizer else None)
+        asked, tokenizer = visit.asked, self.voices.renderer.tokenizer
+        before = self.stored.get(str(asked.get("previous_response_id")))
+        turns = turns_of(before) + said_in(asked, tokenizer.decode if tokenizer else None)
         visit.chosen = self.languages.choose(composition, turns, visit.accept).name
         return self.plan(visit.chosen)
 

@@ -1,11 +1,11 @@
 """What server tests share.
 
 A server takes half a minute of both cores to start, so a test that only asks takes one of these, which the whole run
-starts once: `demo` (the demo family; tool calls on, behind an API key), `pico` (a random llama of 8 layers; takes
-recipes, has a context of 8192 tokens and a token for every byte) and `two` (the same with two API server processes).
-Tests of one server follow each other on one worker: a test must leave its server healthy, with no request running and
-its family as it was. A test that needs other options, or that harms its server, starts its own with `serving(...)`, in
-a module-scoped fixture where several tests of the file can share it.
+starts once: `demo` (the demo family; tool calls on, answers stored, behind an API key), `pico` (a random llama of 8
+layers; takes recipes, has a context of 8192 tokens and a token for every byte) and `two` (the same with two API server
+processes). Tests of one server follow each other on one worker: a test must leave its server healthy, with no request
+running and its family as it was. A test that needs other options, or that harms its server, starts its own with
+`serving(...)`, in a module-scoped fixture where several tests of the file can share it.
 """
 
 import json
@@ -35,7 +35,8 @@ def engine_environment():
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, dict[str, Any]]]:
     """The demo's server, and the models it listed before anybody asked for one."""
     log = tmp_path_factory.mktemp("demo") / "log"
-    with serving(DEMO, log, "--api-key", KEY, "--enable-auto-tool-choice", "--tool-call-parser", "hermes") as server:
+    options = "--api-key", KEY, "--enable-auto-tool-choice", "--tool-call-parser", "hermes"
+    with serving(DEMO, log, *options, VLLM_ENABLE_RESPONSES_API_STORE="1") as server:
         yield server, {model.id: model for model in server.client.models.list()}
 
 

@@ -78,7 +78,7 @@ class Server:
 
 
 @contextmanager
-def serving(family: Path, log: Path, *options: str) -> Iterator[Server]:
+def serving(family: Path, log: Path, *options: str, **environment: str) -> Iterator[Server]:
     """Yields a server that is ready, and leaves no process behind."""
     port = free_port()
     with log.open("wb") as output:
@@ -86,7 +86,7 @@ def serving(family: Path, log: Path, *options: str) -> Iterator[Server]:
             [COMMAND, "serve", family, "--port", str(port), *OPTIONS, *options],
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **ENVIRONMENT},
+            env={**os.environ, **ENVIRONMENT, **environment},
             start_new_session=True,
         )
     server = Server(f"http://127.0.0.1:{port}", process, log)

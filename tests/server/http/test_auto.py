@@ -50,6 +50,14 @@ def test_a_thread_stays_in_its_language(demo: Server) -> None:
     assert answer.model == "math+bengali"
 
 
+def test_a_response_stays_in_the_language_of_those_before_it(demo: Server) -> None:
+    first = demo.client.responses.create(model="math+auto", input=BENGALI, max_output_tokens=4)
+    then = demo.client.responses.create(
+        model="math+auto", input="5 + 3?", max_output_tokens=4, previous_response_id=first.id
+    )
+    assert (first.model, then.model) == ("math+bengali", "math+bengali")
+
+
 def test_a_client_may_give_a_hint(demo: Server) -> None:
     hint = {"Accept-Language": "bn-BD, en;q=0.5"}
     assert ask(demo.client, "math+auto", "5 + 3 = ?", extra_headers=hint).model == "math+bengali"
