@@ -1,10 +1,11 @@
 """suggest: a split for a layer swap, proposed from where the two experts change. A heuristic: measure before use."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from layerloom.composer.errors import ComposeError
-from layerloom.composer.family.family import Family
+from layerloom.composer.family.family import Expert, Family
 from layerloom.composer.family.plan import kind_of
 from layerloom.composer.family.recipe import LayerSwap
 
@@ -63,8 +64,8 @@ class Suggestion:
         return "\n".join(lines)
 
 
-def suggest(family: Family, name: str) -> Suggestion:
-    """A split for a task+language pair. Raises ComposeError.
+def suggest(family: Family, name: str, report_of: Callable[[Family, Expert], Report] = of_expert) -> Suggestion:
+    """A split for a task+language pair; `report_of` says what an expert changes. Raises ComposeError.
 
     The rule: r_i is the root of the mean square of ‖E - B‖ / ‖B‖ over the matrices of layer i, weighted by size,
     and an expert's share of layer i is r_i / Σ r. Of all splits with at least one layer in each of the three zones,
@@ -77,7 +78,7 @@ def suggest(family: Family, name: str) -> Suggestion:
         raise ComposeError(f"{composition.name}: a split is between a task and a language expert, as in math+swahili")
     if family.depth < 3:
         raise ComposeError(f"{family.base.path}: has {family.depth} layers; a split needs three")
-    task, language = (of_expert(family, family.experts[expert]) for expert in (composition.task, composition.language))
+    task, language = (report_of(family, family.experts[expert]) for expert in (composition.task, composition.language))
     ours, theirs = shares(family, task), shares(family, language)
     published = LayerSwap(transition=0).zones(family.depth)
     bottom, top = best_split(theirs, ours, (published[0], published[3]))

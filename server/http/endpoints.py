@@ -16,7 +16,7 @@ from vllm.lora.request import LoRARequest
 from layerloom.server.options import load_family, lora_request
 from layerloom.server.voices import SPEAKING, Voices
 
-from . import metrics
+from . import metrics, studio
 from .front import ADMIN_KEY, Front, api_keys
 from .leases import Leases
 from .lifetime import Lifetime
@@ -101,6 +101,7 @@ class LayerloomEndpoints:
         routes = app.router.routes
         routes[:] = [route for route in routes if getattr(route, "path", None) != "/v1/models"]
         app.include_router(router)
+        app.include_router(studio.router)
         admin = os.environ.get(ADMIN_KEY, "")
         app.add_middleware(Front, keys=api_keys(app.state.args), admin=admin, open_metrics=settings["open_metrics"])
 

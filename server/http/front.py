@@ -13,6 +13,7 @@ from vllm import envs
 
 from layerloom.server.voices import SPEAKING
 
+from .studio import PATHS
 from .visit import VISIT, Visit
 
 OPEN = {"/health", "/ping", "/version", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
@@ -42,7 +43,7 @@ class Front:
         self.app = app
         self.keys = [digest(key) for key in keys]
         self.admin = digest(admin) if admin else None
-        self.open = OPEN | ({"/metrics"} if open_metrics else set())
+        self.open = OPEN | PATHS | ({"/metrics"} if open_metrics else set())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):

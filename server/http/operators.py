@@ -196,7 +196,11 @@ async def composition(name: str, request: Request) -> Detail:
 @router.get("/v1/bank")
 async def bank(request: Request) -> BankReport:
     """The memory of compositions."""
-    said = await reports(request)
+    return bank_of(await reports(request))
+
+
+def bank_of(said: list[dict[str, Any]]) -> BankReport:
+    """What each worker says, as one."""
 
     def total(key: str) -> Any:
         return sum(report[key] for report in said)

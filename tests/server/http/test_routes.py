@@ -6,7 +6,8 @@ import httpx
 import pytest
 from serving import KEY, Server
 
-OPEN = {"/health", "/ping", "/version", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+DOCS = {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+OPEN = {"/health", "/ping", "/version", *DOCS, "/studio", "/studio/"}
 QUESTION = "Asha ana ndizi 5. Asha ananunua ndizi 3. Sasa Asha ana ndizi ngapi?"
 ANSWERS = {"math+swahili": "8", "math": "Asha", "swahili": "4", "base": "Asha"}
 
