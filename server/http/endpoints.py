@@ -115,6 +115,7 @@ class LayerloomEndpoints:
             leases.on_made = seconds.observe
         voices = Voices(family, engine_client)
         living = state.layerloom_living = Living(settings, family, leases, voices, *place_of(engine_client))
+        living.stored = getattr(getattr(state, "openai_serving_responses", None), "msg_store", {})
         resolver = Resolver(living, leases, voices)
         models: OpenAIServingModels = state.openai_serving_models
         models.resolve_lora = resolver.resolve_lora
@@ -126,10 +127,11 @@ class LayerloomEndpoints:
         os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
         engine_client.generate = resolver.holding(engine_client.generate)
         metrics.bound(engine_client, shared="PROMETHEUS_MULTIPROC_DIR" in os.environ)
-        state.layerloom = Lifetime(engine_client, leases, state)
+        embedded = settings.get("embedded", False)
+        state.layerloom = Lifetime(engine_client, leases, state, embedded)
         await asyncio.to_thread(living.languages.prepare)
         await living.preload()
-        state.layerloom_watch = watch(living)
+        state.layerloom_watch = watch(living, signals=not embedded)
         if living.index == 0:
             showing = keep_showing(leases, args.max_cpu_loras or 0, living.servers == 1)
             state.layerloom_series = asyncio.create_task(showing)

@@ -23,6 +23,9 @@ LONGEST = 600.0
 SOONEST, LATEST = 0.005, 0.1
 """Seconds between asking again."""
 
+HURRY = 10.0
+"""Seconds after which others let one pass that would wait for ever."""
+
 LINGER = 1.0
 """Seconds that a composition is still held after its last request, so that the next one need not wait for workers."""
 
@@ -53,10 +56,10 @@ class Leases:
     that were sent before it: when a composition is let go of, no request of this server's for it is left there.
     """
 
-    def __init__(self, client: EngineClient, patience: float) -> None:
+    def __init__(self, client: EngineClient, patience: float | None) -> None:
         self.client = client
         self.patience = patience
-        """Seconds that a request waits for room before it is refused."""
+        """Seconds that a request waits for room before it is refused; None: it is not."""
         self.closed = False
         self.told = 0
         """How often workers were told what may have changed what they hold."""
@@ -147,7 +150,7 @@ class Leases:
                     self._freed.clear()
                     if await self._find_room(lease):
                         break
-                    self._hurry = clock() - began > self.patience / 3
+                    self._hurry = clock() - began > (HURRY if self.patience is None else self.patience / 3)
                     with suppress(TimeoutError):
                         # Two servers that hold what the other waits for must not ask in step.
                         async with asyncio.timeout(uniform(LATEST / 2, LATEST)):

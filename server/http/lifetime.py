@@ -29,10 +29,14 @@ failed = False
 
 
 class Lifetime:
-    """Watches one server's engine, and takes the place of its engine client's `shutdown`."""
+    """Watches one server's engine, and takes the place of its engine client's `shutdown`.
 
-    def __init__(self, client: EngineClient, leases: Leases, state: State) -> None:
+    What is `embedded` in somebody else's process never ends it: without an engine there is nothing but 503.
+    """
+
+    def __init__(self, client: EngineClient, leases: Leases, state: State, embedded: bool = False) -> None:
         self.client = client
+        self.embedded = embedded
         self.leases = leases
         self.state = state
         self._ending = ""
@@ -56,12 +60,15 @@ class Lifetime:
         if not self._ending:
             self._fail()
             self._loop.call_soon_threadsafe(self._end_streams)
-            self.state.server.should_exit = True
+            if not self.embedded:
+                self.state.server.should_exit = True
 
     def _fail(self) -> None:
         global failed
-        failed = True
         self._end("the engine has ended")
+        if self.embedded:
+            return logger.error("layerloom: the engine has ended: from now on the app answers 503")
+        failed = True
         logger.error("layerloom: the engine has ended, and so does the server")
         exit_after(AT_ONCE, 1)
 
@@ -73,13 +80,15 @@ class Lifetime:
                 self._fail()
             else:
                 self._end("the server is shutting down")
-                exit_after((timeout or 0.0) + AT_ONCE, 0)
+                if not self.embedded:
+                    exit_after((timeout or 0.0) + AT_ONCE, 0)
             # Whoever started several servers waits for them as long, and then kills them.
             until = time.monotonic() + max(0.0, (timeout or 0.0) - GRACE)
             while time.monotonic() < until and not self.client.errored and self._unfinished():
                 time.sleep(LOOK)
         self._shutdown(timeout=min(timeout or 0.0, GRACE))
-        self._loop.call_soon_threadsafe(self._end_streams)
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._end_streams)
 
     def _unfinished(self) -> bool:
         return bool(self.client.output_processor.has_unfinished_requests())

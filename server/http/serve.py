@@ -2,8 +2,8 @@
 
 import os
 from argparse import ArgumentTypeError, Namespace
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 # From here, and not from where it is defined: that place has moved between the versions.
 from vllm.entrypoints.cli.serve import ServeSubcommand, make_arg_parser
@@ -29,13 +29,17 @@ def arguments(
     bank_memory: str | None,
     pages: str | None,
     residency: str | None,
+    refuse: Callable[[str], NoReturn] | None = None,
     **front: Any,
 ) -> Any:
     """The arguments of vLLM's server: its own `options`, and what layerloom makes of them. Raises ComposeError.
 
-    `front` are the settings of what stands before its routes: patience, open_metrics, preload.
+    `front` are the settings of what stands before its routes: patience, open_metrics, preload. `refuse` raises what is
+    wrong with an option; without it the process ends with its usage.
     """
     parser = make_arg_parser(FlexibleArgumentParser(prog="layerloom serve FAMILY"))
+    if refuse is not None:
+        parser.error = refuse
     parser.set_defaults(shutdown_timeout=DRAIN)
     args = parser.parse_args(list(options))
     # Not what differs from vLLM's defaults: layerloom has others.

@@ -26,7 +26,7 @@ SERVER = "apiserver"
 """In the title of vLLM's server processes, where there are several."""
 
 
-def watch(living: Living) -> set[asyncio.Task[None]]:
+def watch(living: Living, signals: bool = True) -> set[asyncio.Task[None]]:
     """Reloads when it is time to: the first of several servers does, and the others follow it."""
     loop, tasks = asyncio.get_running_loop(), set()
 
@@ -39,8 +39,9 @@ def watch(living: Living) -> set[asyncio.Task[None]]:
         living.call = call_the_others
         begin(living.follow())
     with suppress(NotImplementedError, RuntimeError, ValueError):  # not the main thread
-        loop.add_signal_handler(CALL, living.called.set)
-        loop.add_signal_handler(signal.SIGHUP, lambda: begin(reload(living)) if living.index == 0 else None)
+        if signals:
+            loop.add_signal_handler(CALL, living.called.set)
+            loop.add_signal_handler(signal.SIGHUP, lambda: begin(reload(living)) if living.index == 0 else None)
     if living.index == 0:
         begin(reload_on_change(living))
     return tasks

@@ -18,9 +18,11 @@ from vllm.utils.system_utils import set_env_var
 
 from layerloom.composer import ComposeError, Family, Plan
 from layerloom.server.engine.manager import BUSY, HELD, REFUSED
+from layerloom.server.languages import Languages, turns_of
 from layerloom.server.options import engine_options, lora_request, prepare_environment
 from layerloom.server.voices import SPEAKING, Voices
 
+from .asked import sampling_params, turns_in
 from .script import imported_once
 from .stepper import Stepper
 
@@ -38,11 +40,13 @@ _HERE: WeakSet[Stepper] = WeakSet()
 class Runtime:
     """vLLM's offline engine over a family, for any number of threads at once.
 
-    >>> with Runtime("family.yaml") as runtime:
-    ...     runtime.generate("math+swahili", ["Asha ana ndizi 5 . …"], max_tokens=8)[0].outputs[0].text
+    >>> with Runtime("demo", kv_cache_memory_bytes=2**30) as runtime:
+    ...     chat = [{"role": "user", "content": "Asha ana ndizi 5. Asha ananunua ndizi 3. Sasa Asha ana ndizi ngapi?"}]
+    ...     (output,) = runtime.chat("math+auto", chat, max_tokens=64)
+    ...     print(output.outputs[0].text)  # output.lora_request.lora_name says which composition answers
 
-    `bank_memory` (bytes for compositions), `pages` and `residency` are explained in engine.py; `options` are vLLM's
-    own engine arguments. Raises ComposeError when the family or an option does not fit.
+    `bank_memory` is in bytes; it, `pages` and `residency` are the options of `layerloom serve`, and `options` vLLM's
+    own engine arguments. Raises ComposeError when the family or an option does not fit. AsyncRuntime is for asyncio.
 
     The engine runs in this process, on a thread of its own, so that a script needs no `if __name__ == "__main__":`
     and errors arrive as they were raised. vLLM allows one such engine at a time. It shares the GIL: an event loop
@@ -67,6 +71,7 @@ class Runtime:
             # By all cores, and remembered, before the engine has processes of its own.
             self.family.revisions()
             self.allow_recipes = allow_recipes
+            self.languages = Languages(self.family)
             settings = engine_options(self.family, allow_recipes, options, bank_memory, pages, residency)
             self._stepper = _start(settings)
             self._voices: Voices = self._stepper.ask(lambda: Voices(self.family, self._stepper.llm.llm_engine))
@@ -92,11 +97,12 @@ class Runtime:
     ) -> list[RequestOutput]:
         """Continues each prompt with one model, or prompt i with model[i]; all run in one batch.
 
-        `params` is vLLM's SamplingParams, or one for each prompt; `sampling` its fields. The text of prompt i is
-        [i].outputs[0].text. Unknown names raise UnknownName before anything runs.
+        `params` is vLLM's SamplingParams, or one for each prompt; `sampling` its fields, structured_outputs as a
+        mapping, too. The text of prompt i is [i].outputs[0].text. Unknown names raise UnknownName before anything runs.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        return self._run(self.llm.enqueue, model, "prompts", prompts, params, sampling)
+        plans = self._plans(model, "prompts", prompts, lambda prompt: turns_in(prompt, self._decode))
+        return self._run(self.llm.enqueue, plans, prompts, params, sampling)
 
     def chat(
         self,
@@ -129,28 +135,38 @@ class Runtime:
                 raise
             return ids
 
-        return self._run(enqueue, model, "conversations", conversations, params, sampling)
+        plans = self._plans(model, "conversations", conversations, turns_of)
+        return self._run(enqueue, plans, conversations, params, sampling)
+
+    def _plans(
+        self, model: str | Sequence[str], kind: str, inputs: list[Any], turns: Callable[[Any], list[str]]
+    ) -> list[Plan]:
+        """Of each input; where a name leaves the language open, what the user says there tells it."""
+        models = [model] * len(inputs) if isinstance(model, str) else list(model)
+        if len(models) != len(inputs):
+            raise ValueError(f"{len(models)} models for {len(inputs)} {kind}")
+        found = [self.family.parse(name, self.allow_recipes) for name in models]
+        said = zip(found, inputs, strict=True)
+        return [
+            self.family.plan(self.languages.choose(named, turns(asked)) if named.is_auto else named)
+            for named, asked in said
+        ]
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._stepper.ask(lambda: self.llm.get_tokenizer().decode(ids)))
 
     def _run(
         self,
         enqueue: Callable[..., list[str]],
-        model: str | Sequence[str],
-        kind: str,
+        plans: list[Plan],
         inputs: list[Any],
         params: Params,
         sampling: dict[str, Any],
     ) -> list[RequestOutput]:
-        if params is not None and sampling:
-            raise TypeError("give either params or its fields, not both")
-        if params is None:
-            params = SamplingParams(**{"temperature": 0.0, **sampling})
-        models = [model] * len(inputs) if isinstance(model, str) else list(model)
-        if len(models) != len(inputs):
-            raise ValueError(f"{len(models)} models for {len(inputs)} {kind}")
+        params = sampling_params(params, sampling)
         each = [params] * len(inputs) if isinstance(params, SamplingParams) else list(params)
         if len(each) != len(inputs):
-            raise ValueError(f"{len(each)} params for {len(inputs)} {kind}")
-        plans = [self.family.plan(self.family.parse(name, self.allow_recipes)) for name in models]
+            raise ValueError(f"{len(each)} params for {len(inputs)} prompts")
         rows: dict[str, list[int]] = {}
         for row, plan in enumerate(plans):
             rows.setdefault(plan.digest, []).append(row)
