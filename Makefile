@@ -62,6 +62,7 @@ $(DOCS_VENV)/.installed: requirements/docs.txt
 lint: setup links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/hadolint Dockerfile Dockerfile.cpu
 	MYPYPATH=.links $(BIN)/mypy -p layerloom.composer -p layerloom.kernels
 
 # Type checkers do not follow the mapping of composer/ to layerloom.composer in pyproject.toml.
