@@ -69,11 +69,22 @@ def blend_for(family: Family, plan: Plan, name: str) -> Blend:
     return plan.stem if layer is None else plan.layers[layer].of(kind_of(name))
 
 
-def merge(family: Family, name: str, out: Path, max_shard_bytes: int = MAX_SHARD_BYTES) -> Path:
+def no_progress(tensor: str, size: int) -> None:
+    """Called with the name and the bytes of each tensor that is done."""
+
+
+def merge(
+    family: Family,
+    name: str,
+    out: Path,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    progress: Callable[[str, int], None] = no_progress,
+) -> Path:
     """Writes a composition as an ordinary Hugging Face checkpoint and returns its directory.
 
-    At most a shard is in memory. The directory appears when it is complete. Raises ComposeError when `out`
-    exists and is not an empty directory, or cannot be written.
+    At most a shard is in memory; `progress` hears of each tensor, as it is made, its name and bytes. The directory
+    appears when it is complete. Raises ComposeError when `out` exists and is not an empty directory, or cannot be
+    written.
     """
     plan = family.plan(name)
     out = Path(out).expanduser().absolute()
@@ -83,7 +94,7 @@ def merge(family: Family, name: str, out: Path, max_shard_bytes: int = MAX_SHARD
     try:
         partial.mkdir(parents=True)
         write_sidecars(family.base, family.voice(name), partial)
-        _write_shards(family, plan, partial, max_shard_bytes)
+        _write_shards(family, plan, partial, max_shard_bytes, progress)
         partial.rename(out)
     except (OSError, SafetensorError) as error:
         raise ComposeError(f"{out}: cannot be written: {error}") from error
@@ -92,11 +103,16 @@ def merge(family: Family, name: str, out: Path, max_shard_bytes: int = MAX_SHARD
     return out
 
 
-def verify(family: Family, name: str, against: Path) -> list[Difference]:
+def verify(
+    family: Family, name: str, against: Path, progress: Callable[[str, int], None] = no_progress
+) -> list[Difference]:
     """Compares a composition with a checkpoint, bit by bit; empty when they are equal. Raises ComposeError."""
     plan = family.plan(name)
     checkpoint = respelled(Checkpoint(Path(against).expanduser().absolute()), family.base, whole=True)
-    found = [_difference(family, plan, checkpoint, tensor_name) for tensor_name in family.base.tensors]
+    found = []
+    for tensor_name, info in family.base.tensors.items():
+        found.append(_difference(family, plan, checkpoint, tensor_name))
+        progress(tensor_name, _bytes(info))
     extra = sorted(checkpoint.tensors.keys() - family.base.tensors.keys())
     return [difference for difference in found if difference is not None] + [
         Difference(tensor_name, "extra: the composition has no such tensor", _numel(checkpoint.tensors[tensor_name]))
@@ -123,12 +139,19 @@ def _difference(family: Family, plan: Plan, checkpoint: Checkpoint | Respelled, 
     return Difference(name, f"{count} of {wanted.numel()} elements differ, the first at {first}", count)
 
 
-def _write_shards(family: Family, plan: Plan, directory: Path, max_shard_bytes: int) -> None:
+def _write_shards(
+    family: Family, plan: Plan, directory: Path, max_shard_bytes: int, progress: Callable[[str, int], None]
+) -> None:
+    def made(name: str) -> torch.Tensor:
+        found = tensor(family, plan, name)
+        progress(name, found.nbytes)
+        return found
+
     shards = _shards(family.base, max_shard_bytes)
     weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file({name: tensor(family, plan, name) for name in names}, directory / file, {"format": "pt"})
+        save_file({name: made(name) for name in names}, directory / file, {"format": "pt"})
         # safetensors makes a file that only its owner can read.
         (directory / file).chmod((directory / "config.json").stat().st_mode)
         weight_map |= dict.fromkeys(names, file)

@@ -1,22 +1,40 @@
-"""app: the `layerloom` command."""
+"""app: the `layerloom` command. What its commands need is imported when one is called: help comes at once."""
+
+from typing import Annotated
 
 import typer
 
-from . import compositions, engines, experts, imports
+from layerloom.server.versions import installed, vllm_version
 
-app = typer.Typer(
-    help="Serve many layer-swapped language models from one copy of the base.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+from . import compositions, engines, experts, imports
+from .group import DEBUG, Commands
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+def show_versions(wanted: bool) -> None:
+    if wanted:
+        found = {"layerloom": installed("layerloom"), "vLLM": vllm_version(), "torch": installed("torch")}
+        typer.echo(", ".join(f"{name} {version or '-'}" for name, version in found.items()))
+        raise typer.Exit
+
+
+@app.callback()
+def layerloom(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=show_versions, help="Show versions and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option(DEBUG, help="Show where errors come from; as LAYERLOOM_DEBUG=1.")] = False,
+) -> None:
+    """Serve many layer-swapped language models from one copy of the base."""
+
 
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(engines.serve)
 for command in (
     engines.generate,
+    compositions.plan,
     compositions.merge,
     compositions.verify,
-    compositions.plan,
     experts.extract,
     experts.inspect,
     experts.suggest,

@@ -1,16 +1,18 @@
 """compositions: the commands that show, write and compare a composition."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Column, Table
 
-from layerloom import composer
-from layerloom.composer import Family
+from .console import FamilyPath, Name, show
+from .progress import files_of, load_family, progress, size_of
+from .tables import show_table
 
-from .console import FamilyPath, Name, clear_errors, out
+if TYPE_CHECKING:
+    from layerloom.composer import Plan
 
 
 def merge(
@@ -18,43 +20,89 @@ def merge(
     name: Name,
     output: Annotated[Path, typer.Option("--output", "-o", help="directory to write; must not exist or be empty")],
 ) -> None:
-    """Writes a composition as an ordinary Hugging Face checkpoint."""
-    with clear_errors():
-        path = composer.merge(Family.load(family), name, output)
-    out.print(f"wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    """Write a composition as an ordinary checkpoint."""
+    loaded = load_family(family, name)
+    from layerloom import composer
+
+    with progress("merging", size_of(files_of(loaded, "base"))) as advance:
+        path = composer.merge(loaded, name, output, progress=advance)
+    show(f"wrote {path}")
 
 
 def verify(
     family: FamilyPath,
     name: Name,
-    against: Annotated[Path, typer.Option(help="a checkpoint directory to compare with")],
+    against: Annotated[Path, typer.Option(help="the checkpoint's directory")],
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="one JSON object: name, against, equal, differences (tensor, reason, count)"),
+    ] = False,
 ) -> None:
-    """Compares a composition with a checkpoint bit by bit; exit status 1 lists the tensors that differ."""
-    with clear_errors():
-        differences = composer.verify(Family.load(family), name, against)
-    if not differences:
-        out.print("equal, bit by bit", highlight=False)
+    """Compare a composition with a checkpoint, bit by bit.
+
+    Exit status 1 says that they differ, and lists the tensors.
+    """
+    loaded = load_family(family, name)
+    from layerloom import composer
+
+    with progress("comparing", size_of(files_of(loaded, "base"))) as advance:
+        differences = composer.verify(loaded, name, against, advance)
+    if as_json:
+        found = {
+            "name": loaded.parse(name).name,
+            "against": str(against),
+            "equal": not differences,
+            "differences": [asdict(difference) for difference in differences],
+        }
+        print(json.dumps(found))
+    elif not differences:
+        show("equal, bit by bit")
+    else:
+        rows = [(difference.tensor, difference.reason) for difference in differences]
+        show_table(f"{len(rows)} tensors differ", ("tensor", "difference"), rows)
+    if differences:
+        raise typer.Exit(1)
+
+
+def plan(
+    family: FamilyPath,
+    name: Name,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="one JSON object: name, digest, speaker, residency, layers and stem, with the weight of each expert; "
+            "of a layer by attention, mlp and norm. The base has what is left of 1",
+        ),
+    ] = False,
+) -> None:
+    """Show which expert each layer of a composition comes from."""
+    loaded = load_family(family, name)
+    planned, speaker = loaded.plan(name), loaded.speaker(name)
+    if as_json:
+        print(json.dumps(in_json(planned, speaker)))
         return
-    table = Table(Column("tensor", overflow="fold"), "difference", title=f"{len(differences)} tensors differ")
-    for difference in differences:
-        table.add_row(escape(difference.tensor), escape(difference.reason))
-    out.print(table)
-    raise typer.Exit(1)
+    from layerloom.composer import describe_blend
 
-
-def plan(family: FamilyPath, name: Name) -> None:
-    """Shows which expert, or blend of experts, each layer of a composition comes from."""
-    with clear_errors():
-        loaded = Family.load(family)
-        planned, speaker = loaded.plan(name), loaded.speaker(name)
-    title = f"{planned.name}   digest {planned.digest[:12]}"
-    table = Table("layer", "from", title=title, caption=escape(f"chat template, eos and sampling: {speaker}"))
     rows = [(str(index), blend.describe()) for index, blend in enumerate(planned.layers)]
-    rows.append(("stem", composer.describe_blend(planned.stem)))
-    start = 0
-    for index in range(1, len(rows) + 1):
-        if index == len(rows) or rows[index][1] != rows[start][1] or rows[index][0] == "stem":
-            first, last = rows[start][0], rows[index - 1][0]
-            table.add_row(first if first == last else f"{first}-{last}", escape(rows[start][1]))
-            start = index
-    out.print(table)
+    rows.append(("stem", describe_blend(planned.stem)))
+    together: list[tuple[str, str]] = []
+    for label, said in rows:
+        if together and label != "stem" and together[-1][1] == said:
+            label = f"{together.pop()[0].partition('-')[0]}-{label}"
+        together.append((label, said))
+    title = f"{planned.name}   digest {planned.digest[:12]}"
+    show_table(title, ("layer", "from"), together, caption=f"chat template, eos and sampling: {speaker}")
+
+
+def in_json(planned: "Plan", speaker: str) -> dict[str, Any]:
+    from layerloom.composer import KINDS
+
+    return {
+        "name": planned.name,
+        "digest": planned.digest,
+        "speaker": speaker,
+        "residency": planned.residency,
+        "layers": [{kind: dict(layer.of(kind)) for kind in KINDS} for layer in planned.layers],
+        "stem": dict(planned.stem),
+    }

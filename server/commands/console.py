@@ -8,32 +8,54 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
-from layerloom.composer import ComposeError, ComposeWarning
+from layerloom.server.versions import trouble_with_vllm
+
+from .completing import names_of_family
 
 out, err = Console(), Console(stderr=True)
 
 FamilyPath = Annotated[Path, typer.Argument(metavar="FAMILY", help="family.yaml, or the directory that holds it")]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="a composition, for example math+swahili")]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="a composition, as in math+swahili", autocompletion=names_of_family),
+]
 PLOT = typer.Option(help="draw a heat map of change over layers and modules into this file: .png, .svg or .pdf")
+STYLES = {"error": "red", "warning": "yellow", "note": "cyan"}
+
+
+def show(text: str) -> None:
+    """A line of the result, as it is."""
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def say(text: str, kind: str = "") -> None:
+    """A line beside the result."""
+    parts = [(f"{kind}: ", STYLES[kind])] if kind else []
+    err.print(Text.assemble(*parts, text), highlight=False, soft_wrap=True)
 
 
 @contextmanager
-def clear_errors() -> Iterator[None]:
-    """Ends the command with status 2 and one message when what it was given cannot be composed."""
-    try:
-        with warnings.catch_warnings():
-            shown = warnings.showwarning
+def compose_warnings() -> Iterator[None]:
+    """Shows what composer warns of in a line each; other warnings as Python does."""
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
 
-            def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-                if issubclass(category, ComposeWarning):
-                    err.print(f"[yellow]warning:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
-                else:
-                    shown(message, category, *rest)
+        def tell(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+            if category.__name__ == "ComposeWarning":
+                say(str(message), "warning")
+            else:
+                shown(message, category, *rest)
 
-            warnings.showwarning = show
-            yield
-    except ComposeError as error:
-        err.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-        raise typer.Exit(2) from error
+        warnings.showwarning = tell
+        yield
+
+
+def need_vllm() -> None:
+    """Raises ComposeError, with what to install, where no vLLM is that layerloom works with."""
+    trouble = trouble_with_vllm()
+    if trouble is not None:
+        from layerloom.composer import ComposeError
+
+        raise ComposeError(trouble)

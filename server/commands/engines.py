@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from layerloom.composer import Family
-
-from .console import FamilyPath, clear_errors, out
+from .completing import names_of_family
+from .console import FamilyPath, err, need_vllm, show
+from .progress import load_family
 
 
 def serve(
@@ -40,51 +40,54 @@ def serve(
         str, typer.Option(envvar="LAYERLOOM_ADMIN_KEY", help="asked for by what loads, unloads and reloads")
     ] = "",
 ) -> None:
-    """Serves a family over the OpenAI API. Any option of `vllm serve` may follow."""
+    """Serve a family over the OpenAI API.
+
+    Any option of `vllm serve` may follow.
+    """
+    need_vllm()
     from layerloom.server.options import prepare_environment
 
     prepare_environment()
     if admin_key:
         os.environ["LAYERLOOM_ADMIN_KEY"] = admin_key
-    with clear_errors():
-        loaded = Family.load(family)
-        # Once and by all cores, before there are processes that find them remembered.
-        loaded.revisions()
-        names = [name.strip() for name in preload.split(",") if name.strip()]
-        for name in names:
-            loaded.plan(loaded.parse(name, allow_recipes))
-        from layerloom.server.http.serve import arguments, run
+    loaded = load_family(family)
+    names = [name.strip() for name in preload.split(",") if name.strip()]
+    for name in names:
+        loaded.plan(loaded.parse(name, allow_recipes))
+    from layerloom.server.http.serve import arguments, run
 
-        options = [*context.args, "--port", str(port)]
-        front = {"patience": wait_for_room, "open_metrics": open_metrics, "preload": names}
-        args = arguments(loaded, options, allow_recipes, bank_memory, pages, residency, **front)
-    run(args)
+    options = [*context.args, "--port", str(port)]
+    front = {"patience": wait_for_room, "open_metrics": open_metrics, "preload": names}
+    run(arguments(loaded, options, allow_recipes, bank_memory, pages, residency, **front))
 
 
 def generate(
     family: FamilyPath,
-    model: Annotated[str, typer.Option(help="a composition, for example math+swahili")],
+    model: Annotated[str, typer.Option(help="a composition, as in math+swahili", autocompletion=names_of_family)],
     prompt: Annotated[list[str], typer.Option(help="a prompt; repeat the option for more")],
-    max_tokens: Annotated[int, typer.Option(min=1)] = 64,
+    max_tokens: Annotated[int, typer.Option(min=1, help="of an answer")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="one JSON object per prompt: model, text, token_ids")] = False,
 ) -> None:
-    """Continues prompts with one composition, greedily, in this process."""
+    """Continue prompts with one composition, greedily."""
+    need_vllm()
     for name, value in {
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",
         "VLLM_CPU_KVCACHE_SPACE": "1",
     }.items():
         os.environ.setdefault(name, value)
-    with clear_errors():
-        Family.load(family).parse(model)
+    loaded = load_family(family)
+    loaded.parse(model)
+    with err.status("starting the engine"):
         from layerloom.server import Runtime
 
-        with Runtime(family, enforce_eager=True, disable_log_stats=True) as runtime:
-            results = runtime.generate(model, prompt, max_tokens=max_tokens)
-            canonical = runtime.family.parse(model).name
+        runtime = Runtime(family, enforce_eager=True, disable_log_stats=True)
+    with runtime:
+        results = runtime.generate(model, prompt, max_tokens=max_tokens)
+        canonical = runtime.family.parse(model).name
     for result in results:
         answer = result.outputs[0]
         if as_json:
             print(json.dumps({"model": canonical, "text": answer.text, "token_ids": list(answer.token_ids)}))
         else:
-            out.print(answer.text, markup=False, highlight=False, soft_wrap=True)
+            show(answer.text)

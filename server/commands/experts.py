@@ -3,18 +3,23 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.table import Column, Table
 
-from layerloom import composer
-from layerloom.composer import ComposeError, Family, Quality, Report
-from layerloom.composer.sources.codecs import CODECS, Lowrank
+from .completing import names_of_family
+from .console import PLOT, FamilyPath, err, show
+from .progress import load_family, progress
+from .tables import show_table
 
-from .console import PLOT, FamilyPath, clear_errors, err, out
+if TYPE_CHECKING:
+    from layerloom.composer import Quality, Report, Suggestion
+
+CODECS = ("exact", "int8", "int4", "sign", "lowrank")
+"""Those of composer, which takes seconds to import."""
+
+BAR = 12
+"""Characters of the longest bar."""
 
 
 def extract(
@@ -30,24 +35,22 @@ def extract(
         bool, typer.Option("--everything", help="use the codec for norms, biases and the stem too")
     ] = False,
 ) -> None:
-    """Writes an expert as its difference from the base: a delta archive."""
-    with clear_errors():
-        if codec != "auto" and codec not in CODECS:
-            raise ComposeError(f"there is no codec {codec!r}. Valid: {', '.join(CODECS)}, auto")
-        if (codec == "auto") != (error_bound is not None):
-            raise ComposeError("--codec auto and --error-bound go together")
-        chosen = None if codec == "auto" else Lowrank(rank=rank) if codec == "lowrank" else CODECS[codec]()
-        total = sum(file.stat().st_size for file in expert.glob("*.safetensors"))
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-        with Progress(*columns, TimeRemainingColumn(), console=err, transient=True, disable=not err.is_terminal) as bar:
-            task = bar.add_task("extract", total=total)
-            composer.extract(
-                base, expert, output, chosen, error_bound, everything, lambda _, size: bar.advance(task, size)
-            )
-        report = composer.inspect(output)[0]
+    """Write what an expert changes as a small file."""
+    from layerloom import composer
+    from layerloom.composer import ComposeError
+    from layerloom.composer.sources import codecs
+
+    if codec != "auto" and codec not in codecs.CODECS:
+        raise ComposeError(f"there is no codec {codec!r}. Valid: {', '.join(CODECS)}, auto")
+    if (codec == "auto") != (error_bound is not None):
+        raise ComposeError("--codec auto and --error-bound go together, as in --codec auto --error-bound 0.1")
+    chosen = codecs.Lowrank(rank=rank) if codec == "lowrank" else None if codec == "auto" else codecs.CODECS[codec]()
+    total = sum(file.stat().st_size for file in expert.glob("*.safetensors"))
+    with progress("extracting", total) as advance:
+        composer.extract(base, expert, output, chosen, error_bound, everything, advance)
+    report = composer.inspect(output)[0]
     share = f", {report.bytes / total:.1%} of the checkpoint" if total else ""
-    shown = f"wrote {output}: {len(report.rows)} tensors, {report.bytes / 1e6:.1f} MB{share}"
-    out.print(shown, markup=False, highlight=False, soft_wrap=True)
+    show(f"wrote {output}: {len(report.rows)} tensors, {report.bytes / 1e6:.1f} MB{share}")
 
 
 def inspect(
@@ -55,104 +58,156 @@ def inspect(
     base: Annotated[
         Path | None, typer.Option(help="the base's checkpoint directory, for a checkpoint or adapter outside a family")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON array with every tensor")] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="one JSON array of experts, each with all its tensors; with --quality one object"),
+    ] = False,
     plot: Annotated[Path | None, PLOT] = None,
     quality: Annotated[
         bool, typer.Option("--quality", help="of a family: what each codec would cost a composition")
     ] = False,
-    name: Annotated[str | None, typer.Option(help="for --quality: a composition; by default the first pair")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="for --quality: a composition; by default the first pair", autocompletion=names_of_family),
+    ] = None,
     prompt: Annotated[
         list[str] | None, typer.Option(help="for --quality: a prompt, in place of random tokens; repeat it for more")
     ] = None,
 ) -> None:
-    """Shows what an expert, or each of a family, changes: size, change, codec and error by layer and module."""
+    """Show what an expert, or each of a family, changes.
+
+    By layer and module: its size, how far it is from the base, and what its codec lost.
+    """
+    from layerloom import composer
+    from layerloom.composer import ComposeError
+
     if quality:
-        with clear_errors(), err.status("measuring") as status:
-            if plot is not None:
-                raise ComposeError("--quality draws no picture")
-            if base is not None:
-                raise ComposeError("--quality is of a family, which says what its base is")
-            family = Family.load(path)
-            name = name or next((pair for pair in family.names() if "+" in pair), family.names()[1])
-            measured = composer.quality(
-                family, name, prompt or (), progress=lambda codec: status.update(f"measuring {codec}")
-            )
-        print(json.dumps(asdict(measured))) if as_json else out.print(_costs(measured))
+        if plot is not None:
+            raise ComposeError("--quality draws no picture: leave --plot out")
+        if base is not None:
+            raise ComposeError("--quality is of a family, which says what its base is: leave --base out")
+        measured = measure(path, name, prompt or [])
+        if as_json:
+            print(json.dumps(asdict(measured)))
+        else:
+            show_costs(measured)
         return
-    with clear_errors(), err.status("reading"):
-        if name is not None or prompt:
-            raise ComposeError("--name and --prompt go with --quality")
-        reports = composer.inspect(path, base=base)
+    if name is not None or prompt:
+        raise ComposeError("--name and --prompt go with --quality")
+    with err.status("reading") as status:
+        reports = composer.inspect(path, lambda tensor: status.update(f"reading {tensor}"), base)
         if plot is not None:
             composer.draw(reports, plot)
     if as_json:
         print(json.dumps([asdict(report) for report in reports], default=str))
         return
     for report in reports:
-        out.print(_table(report))
+        show_report(report)
 
 
 def suggest(
     family: FamilyPath,
-    name: Annotated[str, typer.Argument(metavar="NAME", help="a task and a language, as in math+swahili")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="a task and a language, as in math+swahili", autocompletion=names_of_family
+        ),
+    ],
     plot: Annotated[Path | None, PLOT] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option(
+            "--json",
+            help="one JSON object: name (to try), bottom, top, transition, is_clear, reasoning, and of each layer the "
+            "share of change of language and of task",
+        ),
+    ] = False,
 ) -> None:
-    """Proposes a split for a layer swap from where the two experts change: a heuristic, and a name to try."""
-    with clear_errors(), err.status("reading"):
-        found = composer.suggest(Family.load(family), name)
-        if plot is not None:
-            composer.draw(found.reports, plot, (found.bottom, found.top), found.name)
+    """Propose how to split layers between two experts.
+
+    A heuristic, from where the two change the base, and a name to try.
+    """
+    loaded = load_family(family, name)
+    from layerloom import composer
+    from layerloom.composer.tools.inspect import of_expert
+
+    total = 2 * len(loaded.base.tensors)
+    with progress("reading", total, in_bytes=False) as advance:
+        found = composer.suggest(
+            loaded, name, lambda family, expert: of_expert(family, expert, lambda tensor: advance(expert.name, 1))
+        )
+    if plot is not None:
+        composer.draw(found.reports, plot, (found.bottom, found.top), found.name)
+    if as_json:
+        keys = ("name", "bottom", "top", "transition", "is_clear", "language", "task", "kept", "preset")
+        print(json.dumps({key: getattr(found, key) for key in keys} | {"reasoning": found.reasoning()}))
+    else:
+        show_suggestion(found)
+
+
+def measure(path: Path, name: str | None, prompts: list[str]) -> "Quality":
+    loaded = load_family(path)
+    from layerloom import composer
+    from layerloom.composer.tools import quality
+
+    name = name or next((pair for pair in loaded.names() if "+" in pair), loaded.names()[1])
+    with progress("measuring", len(quality.CODECS) + 1, in_bytes=False) as advance:
+        advance("the experts as they are", 0)
+        return composer.quality(loaded, name, prompts, progress=lambda codec: advance(codec, 1))
+
+
+def show_suggestion(found: "Suggestion") -> None:
     task, language = (report.expert for report in found.reports)
-    table = Table("layer", "take from", f"change in {escape(language)}", f"change in {escape(task)}", title=found.name)
     depth, most = len(found.task), max(*found.language, *found.task) or 1.0
+    rows = []
     for layer in range(depth):
         outer = layer < found.bottom or layer >= depth - found.top
         averaged = layer - found.bottom < found.transition or depth - found.top - 1 - layer < found.transition
         chosen = language if outer else f"{language}, {task}" if averaged else task
         parts = (found.language[layer], found.task[layer])
-        bars = [f"{'█' * round(20 * part / most):20} {part:5.1%}" for part in parts]
-        table.add_row(str(layer), escape(chosen), *bars)
-    out.print(table)
-    out.print(found.reasoning(), markup=False, highlight=False)
-    out.print(f"\ntry: {found.name}", markup=False, highlight=False, soft_wrap=True)
+        rows.append((str(layer), chosen, *(f"{'█' * round(BAR * part / most):{BAR}} {part:5.1%}" for part in parts)))
+    show_table(found.name, ("layer", "take from", f"change in {language}", f"change in {task}"), rows)
+    show(f"{found.reasoning()}\n\ntry: {found.name}")
 
 
-def _costs(measured: Quality) -> Table:
+def show_costs(measured: "Quality") -> None:
     numbers = ("bytes", "of plain", "weight error", "KL, mean", "KL, worst", "agreement")
-    table = Table(
-        "codec",
-        *(Column(title, justify="right") for title in numbers),
-        title=escape(measured.name),
-        caption=f"prompts: {measured.prompts}; KL in nats over {measured.positions} positions, "
-        f"agreement over {measured.tokens} greedy tokens",
-    )
-    for cost in measured.costs:
-        share = f"{cost.bytes / cost.plain:.1%}" if cost.plain else "-"
-        table.add_row(
+    rows = [
+        (
             cost.codec,
             f"{cost.bytes:,}",
-            share,
+            f"{cost.bytes / cost.plain:.1%}" if cost.plain else "-",
             f"{cost.error:.2%}",
             f"{cost.divergence:.2g}",
             f"{cost.worst:.2g}",
             f"{cost.agreement:.1%}",
         )
-    return table
+        for cost in measured.costs
+    ]
+    caption = (
+        f"prompts: {measured.prompts}; KL in nats over {measured.positions} positions, "
+        f"agreement over {measured.tokens} greedy tokens"
+    )
+    show_table(measured.name, ("codec", *numbers), rows, right=numbers, caption=caption)
 
 
-def _table(report: Report) -> Table:
-    title = (
-        f"{report.expert}   {report.kind} on {report.base}   {report.bytes / 1e6:.2f} MB, {len(report.rows)} tensors"
-    )
-    table = Table(
-        "layer", "module", "codec", Column("bytes", justify="right"), "of plain", "change", "error", title=escape(title)
-    )
-    last: int | None = -1
+def show_report(report: "Report") -> None:
+    def share(value: float | None) -> str:
+        return "-" if value is None else f"{value:.2%}"
+
+    def cells(row: Any, first: str) -> tuple[str, ...]:
+        if report.kind != "archive":
+            return first, row.module, f"{row.bytes:,}", share(row.change)
+        ratio = f"{row.bytes / row.plain:.1%}" if row.plain else "-"
+        return first, row.module, row.codec, f"{row.bytes:,}", ratio, share(row.change), share(row.error)
+
+    rows, last = [], ""
     for row in report.rows:
         layer = "stem" if row.layer is None else str(row.layer)
-        ratio = f"{row.bytes / row.plain:.1%}" if row.plain else "-"
-        change, lost = ("-" if value is None else f"{value:.2%}" for value in (row.change, row.error))
-        first = layer if row.layer != last else ""
-        table.add_row(first, escape(row.module), row.codec, f"{row.bytes:,}", ratio, change, lost)
-        last = row.layer
-    return table
+        rows.append(cells(row, layer if layer != last else ""))
+        last = layer
+    archive = ("layer", "module", "codec", "bytes", "of plain", "change", "error")
+    title = f"{report.expert}   {report.kind} on {report.base}   {report.bytes / 1e6:.2f} MB, {len(rows)} tensors"
+    heads = archive if report.kind == "archive" else ("layer", "module", "bytes", "change")
+    show_table(title, heads, rows, right=archive[3:] if report.kind == "archive" else ("bytes", "change"))
+    show("")

@@ -5,9 +5,7 @@ from typing import Annotated
 
 import typer
 
-from layerloom import composer
-
-from .console import clear_errors, err, out
+from .console import err, say, show
 
 
 def import_mergekit(
@@ -22,14 +20,14 @@ def import_mergekit(
     task: Annotated[list[str] | None, typer.Option(help="an expert that is a task; repeat it for more")] = None,
     language: Annotated[list[str] | None, typer.Option(help="an expert that is a language")] = None,
 ) -> None:
-    """Writes the family.yaml in which a mergekit configuration is a composition."""
-    with clear_errors():
-        made = composer.import_mergekit(file, output, base, name, task or (), language or ())
+    """Make a family.yaml of a mergekit configuration."""
+    from layerloom import composer
+
+    made = composer.import_mergekit(file, output, base, name, task or (), language or ())
     for note in made.notes:
-        err.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        say(note, "note")
     experts = ", ".join(f"{expert} ({kind})" for expert, kind in made.experts.items())
-    shown = f"wrote {made.path}: {made.name}, of {experts or 'the base alone'}"
-    out.print(shown, markup=False, highlight=False, soft_wrap=True)
+    show(f"wrote {made.path}: {made.name}, of {experts or 'the base alone'}")
 
 
 def convert(
@@ -38,9 +36,11 @@ def convert(
         Path | None, typer.Option("--output", "-o", help="directory to write; by default DIR-safetensors")
     ] = None,
 ) -> None:
-    """Writes a checkpoint or adapter of pickled weights (.bin) as safetensors."""
-    with clear_errors(), err.status("converting"):
+    """Write pickled weights (.bin) as safetensors."""
+    with err.status("converting"):
+        from layerloom import composer
+
         made = composer.convert(directory, output)
     for note in made.notes:
-        err.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
-    out.print(f"wrote {made.path}", markup=False, highlight=False, soft_wrap=True)
+        say(note, "note")
+    show(f"wrote {made.path}")
