@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs/images/speed.svg"
 
 ROWS = {
-    "stock": ("stock vLLM, one merged checkpoint", "other"),
+    "stock": ("stock vLLM, one checkpoint", "other"),
     "one": ("layerloom, one composition", "ours"),
     "four": ("layerloom, four in one batch", "ours"),
     "turns": ("four stock engines taking turns", "other"),
