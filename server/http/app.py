@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from argparse import Namespace
+import os
+from argparse import Namespace, _AppendAction
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -78,7 +79,7 @@ def create_app(
     keys = [api_key] if isinstance(api_key, str) else list(api_key)
     front = {"patience": wait_for_room, "open_metrics": open_metrics, "preload": list(preload), "embedded": True}
     memory = None if bank_memory is None else str(bank_memory)
-    with set_env_var(ADMIN_KEY, admin_key):
+    with set_env_var(ADMIN_KEY, admin_key or os.environ.get(ADMIN_KEY, "")):
         # Both read that variable, which is of one process and may be of several apps.
         given = words({**options, "api_key": [key for key in keys if key]})
         args = arguments(loaded, given, allow_recipes, memory, pages, residency, refuse, **front)
@@ -178,11 +179,16 @@ def words(options: Mapping[str, Any]) -> list[str]:
             meant = nearest(name, known)
             hint = f" Did you mean {meant!r}?" if meant else ""
             raise ComposeError(f"create_app: {name!r} is no option of `vllm serve`.{hint}")
-        option = f"--{name.replace('_', '-')}"
-        if isinstance(value, bool):
-            found.append(option if value else option.replace("--", "--no-", 1))
-        elif isinstance(value, list | tuple) and known[name].nargs in ("*", "+"):
+        option, action = f"--{name.replace('_', '-')}", known[name]
+        if value is True:
+            found.append(option)
+        elif value is False:
+            # Where there is no such form, leaving it out is what False means.
+            found += [form for form in action.option_strings if form == option.replace("--", "--no-", 1)]
+        elif isinstance(value, list | tuple) and action.nargs in ("*", "+"):
             found += [option, *map(str, value)] if value else []
+        elif isinstance(value, list | tuple) and isinstance(action, _AppendAction):
+            found += [f"{option}={item}" for item in value]
         elif value is not None:
             found.append(f"{option}={json.dumps(value) if isinstance(value, list | tuple | dict) else value}")
     return found

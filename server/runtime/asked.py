@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from vllm import SamplingParams
+from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import StructuredOutputsParams
 
 from layerloom.server.http.said import text_of
@@ -14,16 +15,24 @@ Decode = Callable[[list[int]], str]
 def sampling_params(params: Any, fields: Mapping[str, Any]) -> Any:
     """`params`, or SamplingParams of its `fields`, greedy unless they say otherwise.
 
-    `structured_outputs` may be a mapping, as in {"json": schema}.
+    `structured_outputs` may be a mapping, as in {"json": schema}. Raises ValueError for what a field cannot be.
     """
     if params is not None and fields:
         raise TypeError("give either params or its fields, not both")
     if params is not None:
         return params
     form = fields.get("structured_outputs")
-    if isinstance(form, Mapping):
-        fields = {**fields, "structured_outputs": StructuredOutputsParams(**form)}
-    return SamplingParams(**{"temperature": 0.0, **fields})
+    try:
+        if isinstance(form, Mapping):
+            fields = {**fields, "structured_outputs": StructuredOutputsParams(**form)}
+        return SamplingParams(**{"temperature": 0.0, **fields})
+    except VLLMValidationError as error:
+        raise ValueError(plain(error)) from error
+
+
+def plain(error: VLLMValidationError) -> str:
+    """What it says, without the parameter's name, which vLLM adds."""
+    return str(error.args[0])
 
 
 def turns_in(prompt: Any, decode: Decode) -> list[str]:

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from vllm import SamplingParams
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.exceptions import VLLMValidationError
 from vllm.renderers import ChatParams
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.sampling_params import RequestOutputKind
@@ -25,7 +26,7 @@ from layerloom.server.options import engine_options, lora_request
 from layerloom.server.voices import SPEAKING, Voices
 
 from .answer import Answer
-from .asked import sampling_params, turns_in
+from .asked import plain, sampling_params, turns_in
 from .starting import engine_started
 
 Answers = AsyncGenerator[Answer, None]
@@ -53,8 +54,8 @@ class AsyncRuntime:
     loop that has entered it.
 
     Who reads slowly gets larger parts and holds up nobody. Leaving the loop, cancelling its task or closing the
-    stream (contextlib.aclosing) aborts the request. What is wrong with a request is raised to who made it; when the
-    engine has died all callers, then and later, get RuntimeError.
+    stream (contextlib.aclosing) aborts the request. What is wrong with a request is a ValueError (so is UnknownName)
+    for who made it; when the engine has died all callers, then and later, get RuntimeError.
     """
 
     def __init__(
@@ -216,6 +217,8 @@ class AsyncRuntime:
                                 raise ComposeError(UNWRITABLE)
                             ids = list(one.token_ids)
                             yield Answer(one.text, plan.name, ids, one.finish_reason, one.index, output)
+        except VLLMValidationError as error:
+            raise ValueError(plain(error)) from error
         except (EngineDeadError, Unavailable) as error:
             if self._engine is None or self._engine.errored:
                 raise self._ended() from error
