@@ -35,6 +35,10 @@ TOGETHER = dict.fromkeys(
         "test_refusals",
         "test_series",
         "test_living_family",
+        "test_studio",
+        "test_studio_many",
+        "test_studio_recipes",
+        "test_studio_routes",
     ),
     "test_http",
 )

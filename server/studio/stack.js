@@ -59,7 +59,7 @@ export function stack(composition, { width = 56, room = 132, most = 15, least = 
   const inset = width * 0.16;
   const drawn = [band(composition.stem, inset, 0, width - 2 * inset, cap, 3)];
   layers.forEach((blend, index) => {
-    drawn.push(s("g", {}, band(blend, 0, cap + 3 + (layers.length - 1 - index) * each, width, each - gap)));
+    drawn.push(s("g", {}, s("title", {}, `layer ${index}: ${blendWords(blend)}`), band(blend, 0, cap + 3 + (layers.length - 1 - index) * each, width, each - gap)));
   });
   drawn.push(band(composition.stem, inset, height - cap, width - 2 * inset, cap, 3));
   const said = `${composition.name}: ${words(composition)}`;

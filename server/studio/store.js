@@ -18,6 +18,7 @@ class Store extends EventTarget {
   #loading = null;
   #failures = 0;
   #busy = 0;
+  #refused = false;
   hurried = false;
 
   tell(name, detail) {
@@ -36,6 +37,7 @@ class Store extends EventTarget {
     this.byDigest.clear();
     family.compositions = this.#taken(family);
     this.family = family;
+    this.#refused = false;
     colourExperts(family.experts);
     this.tell("family");
     this.#schedule(0);
@@ -94,7 +96,8 @@ class Store extends EventTarget {
     } catch (error) {
       this.#failures += 1;
       this.tell("unreached", error);
-      if (error.status === 401) return;
+      // Until there is another key.
+      this.#refused = error.status === 401;
     } finally {
       this.#schedule();
     }
@@ -113,7 +116,7 @@ class Store extends EventTarget {
 
   #schedule(wait) {
     this.stop();
-    if (document.hidden || !this.family) return;
+    if (document.hidden || !this.family || this.#refused) return;
     const usual = this.#failures > 2 ? LATER : this.#busy > 0 || this.hurried ? OFTEN : SELDOM;
     this.#timer = setTimeout(() => this.look(), wait ?? usual);
   }
@@ -123,10 +126,6 @@ class Store extends EventTarget {
       if (document.hidden) this.stop();
       else this.#schedule(0);
     });
-  }
-
-  resume() {
-    this.#schedule(0);
   }
 }
 
