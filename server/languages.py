@@ -1,8 +1,8 @@
 """languages: which of a family's languages a conversation is in, for `math+auto`.
 
-Told by lingua, from n-grams: a detector of the family's languages and English says which it is, and another of all 75
-that lingua has, with less of each, when a text is more likely none of them. bench/languages.py measures both, and what
-is chosen here comes from its table.
+Told by lingua, from n-grams: a detector of the family's languages and English says which it is, and another of the
+languages that most people write in, with less of each, when a text is more likely none of the family's.
+bench/languages.py measures both, and what is chosen here comes from its table.
 """
 
 import re
@@ -20,14 +20,21 @@ MOST = 500
 """Characters that are read of the beginning of a turn, and of its end."""
 
 MOST_TURNS = 32
-GLANCE = 200
-"""Characters of a text that the detector of all languages reads: it takes longest, next to the other's 1000."""
+GLANCE = 150
+"""Characters that the wide detector reads of a text: it takes longest."""
+
+COMMON = """
+    af ar bg bn ca cs da de el en es fa fi fr gu he hi hr hu id it ja ko mr ms nb nl pa pl pt ro ru sk so sr sv sw ta te
+    th tl tr uk ur vi yo zh zu
+"""
+"""What a text may be in that is in none of a family's languages. All 75 that lingua has take twice as long, and take
+more of what is in the family's for one of those that few people write in."""
 
 ENOUGH = 12
 """Letters that tell a language by themselves; a turn of fewer is read after the one before it."""
 
 LIKELY = 0.001
-"""How likely a language must be in the eyes of the detector of all, next to the one that it finds likeliest."""
+"""How likely a language must be in the eyes of the wide detector, next to the one that it finds likeliest."""
 
 CLOSE = 0.25
 """How likely one must be, next to the likeliest of the family's, to be taken because the client prefers it."""
@@ -97,7 +104,7 @@ class Languages:
         best = next((hint for hint in hints if found[hint] >= CLOSE * found[best]), best)
         if best == ELSE:
             return ELSE if found[best] >= self.family.fallback.below else None
-        among_all = {each.language: each.value for each in confidences(all_languages(), text[:GLANCE])}
+        among_all = {each.language: each.value for each in confidences(self._wide, text[:GLANCE])}
         (language,) = (language for language, expert in self.experts.items() if expert == best)
         if among_all[language] < LIKELY * max(among_all.values()):
             return ELSE
@@ -108,6 +115,13 @@ class Languages:
         known = {*self.experts, Language.ENGLISH}
         return LanguageDetectorBuilder.from_languages(*known).with_preloaded_language_models().build()
 
+    @cached_property
+    def _wide(self) -> LanguageDetector:
+        """With the other 80 MB for the demo; as much of each language as the other has would be 1 GB."""
+        known = {*self.experts, *map(spoken, COMMON.split())} - {None}
+        builder = LanguageDetectorBuilder.from_languages(*known).with_low_accuracy_mode()
+        return builder.with_preloaded_language_models().build()
+
     def _fallback(self, composition: Composition) -> Composition:
         to = self.family.fallback.to
         if to != "error":
@@ -117,14 +131,6 @@ class Languages:
             f"{composition.name}: what is asked is in no language of this family, or it cannot be told. Ask for one, "
             f"as in {self.family.parse(composition.speaking(self.family.languages[0])).name}. Told apart: {known}"
         )
-
-
-@cache
-def all_languages() -> LanguageDetector:
-    """76 MB; all of what the other kind of detector has would be 1.3 GB."""
-    return (
-        LanguageDetectorBuilder.from_all_languages().with_low_accuracy_mode().with_preloaded_language_models().build()
-    )
 
 
 def confidences(detector: LanguageDetector, text: str) -> Any:

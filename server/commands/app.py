@@ -4,10 +4,14 @@ from typing import Annotated
 
 import typer
 
+from layerloom.server.http import quiet
 from layerloom.server.versions import installed, vllm_version
 
-from . import compositions, engines, experts, imports
+from . import compositions, engines, experts, imports, sweep
 from .group import DEBUG, Commands
+
+# vLLM's processes begin with what their parent's main module is: this.
+quiet.join()
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -38,6 +42,7 @@ for command in (
     experts.extract,
     experts.inspect,
     experts.suggest,
+    sweep.sweep,
     imports.import_mergekit,
     imports.convert,
 ):

@@ -1,0 +1,1 @@
+"""A search for the recipe that answers best: many compositions in the same batches of one engine."""

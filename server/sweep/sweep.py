@@ -1,0 +1,90 @@
+"""sweep: asks every recipe, keeps what they say as it comes, and goes on where it was stopped."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+from layerloom.composer import ComposeError
+from layerloom.composer.files import naming
+
+if TYPE_CHECKING:
+    from .examiner import Examiner
+
+AT_ONCE = 16
+"""Recipes whose answers are kept together: what is lost when a sweep is stopped."""
+
+Scores = dict[str, dict[int, dict[str, float]]]
+"""By recipe and question."""
+
+
+class Kept:
+    """The scores of a sweep, in a file of JSON lines that begins with what they are of."""
+
+    def __init__(self, file: Path, digest: str, weights: Callable[[str], str]) -> None:
+        self.file = file
+        self.digest = digest
+        self.weights = weights
+        """The digest of what a recipe's weights are now."""
+        self.scores: Scores = {}
+        if file.exists():
+            self._read()
+        else:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with naming(file):
+                file.write_text(json.dumps({"sweep": 1, "of": digest}) + "\n", encoding="utf-8")
+
+    def _read(self) -> None:
+        with naming(self.file):
+            # The last line may have been cut short.
+            *lines, last = self.file.read_text(encoding="utf-8").split("\n")
+        head = json.loads(lines[0]) if lines else {}
+        if head.get("of") != self.digest:
+            raise ComposeError(
+                f"{self.file}: is of other questions, or asked otherwise: give another --output, or remove it"
+            )
+        if last:
+            self.file.write_text("\n".join([*lines, ""]), encoding="utf-8")
+        for line in lines[1:]:
+            said = json.loads(line)
+            if said["weights"] == self.weights(said["recipe"]):
+                self.scores.setdefault(said["recipe"], {})[said["question"]] = said["scores"]
+
+    def add(self, found: dict[tuple[str, int], dict[str, float]]) -> None:
+        with naming(self.file), self.file.open("a", encoding="utf-8") as file:
+            for (recipe, row), scores in found.items():
+                self.scores.setdefault(recipe, {})[row] = scores
+                said: dict[str, Any] = {"recipe": recipe, "weights": self.weights(recipe), "question": row}
+                file.write(json.dumps({**said, "scores": scores}) + "\n")
+
+
+def ask_all(
+    examiner: "Examiner", kept: Kept, names: Sequence[str], rows: Sequence[int], progress: Callable[[int], None]
+) -> None:
+    """Has all of these recipes answer all of these questions, those that have not. `progress` gets how many more."""
+    missing: dict[tuple[int, ...], list[str]] = {}
+    for name in names:
+        left = tuple(row for row in rows if row not in kept.scores.get(name, {}))
+        progress(len(rows) - len(left))
+        if left:
+            missing.setdefault(left, []).append(name)
+    for left, asked in missing.items():
+        for first in range(0, len(asked), AT_ONCE):
+            some = asked[first : first + AT_ONCE]
+            kept.add(examiner.examine(some, left))
+            progress(len(some) * len(left))
+
+
+def ranked(scores: Scores, names: Sequence[str], rows: Sequence[int], kind: str) -> list[str]:
+    """The recipes from the best to the worst; of two that are as good, the one that was named first."""
+    means = {name: summary([scores[name][row] for row in rows])[kind][0] for name in names}
+    return sorted(names, key=lambda name: -means[name])
+
+
+def summary(scores: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+    """Of each kind the mean over questions and its standard error."""
+    kinds = scores[0] if scores else {}
+    columns = {kind: [score[kind] for score in scores] for kind in kinds}
+    error = {kind: stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0 for kind, values in columns.items()}
+    return {kind: (fmean(values), error[kind]) for kind, values in columns.items()}
