@@ -138,6 +138,8 @@ class Embedded:
                 logger.exception("layerloom: the engine did not start")
             raise
         self.app.state = state
+        # What stands before the routes has changed, and requests that came too early have had it built.
+        self.app.middleware_stack = None
 
     async def _stop(self) -> None:
         state, self.app.state = self.app.state, self._idle
@@ -145,8 +147,10 @@ class Embedded:
         if state is not self._idle:
             engine: AsyncLLM = state.engine_client
             await asyncio.to_thread(engine.shutdown, timeout=self.args.shutdown_timeout)
-            for task in {*state.layerloom_watch, state.layerloom_series}:
+            tasks = {*state.layerloom_watch, state.layerloom_series}
+            for task in tasks:
                 task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def built(args: Namespace) -> FastAPI:
