@@ -196,7 +196,6 @@ def in_turns(count: int, questions: Sequence[str]) -> list[list[str | float | No
                 if number >= 0:
                     taken.append(1e3 * (time.perf_counter() - began))
                 assert answer.status_code == 200, answer.text
-                assert answer.json()["model"] == "math+swahili", answer.text
     return [[name, statistics.median(taken), sorted(taken)[int(0.9 * count)]] for name, taken in times.items()]
 
 

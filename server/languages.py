@@ -20,7 +20,7 @@ MOST = 500
 """Characters that are read of the beginning of a turn, and of its end."""
 
 MOST_TURNS = 32
-GLANCE = 150
+GLANCE = 200
 """Characters that the wide detector reads of a text: it takes longest."""
 
 COMMON = """
