@@ -220,7 +220,7 @@ def test_the_family_may_change(loop, runtime, family):
     before = file.read_text()
     with pytest.raises(UnknownName):
         runtime.chat("helper", user(QUESTION))
-    file.write_text(f"{before}\n  helper: math+bengali\n")
+    file.write_text(before.replace("  tutor:", "  helper: math+bengali\n  tutor:"))
     assert loop.run(runtime.reload())
     assert loop.run(runtime.answer("helper", user(BENGALI), max_tokens=4)).model == "helper"
     file.write_text("base: nowhere")
