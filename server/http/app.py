@@ -157,7 +157,7 @@ def built(args: Namespace) -> FastAPI:
     """The routes, which take no engine."""
     try:
         from vllm.entrypoints.launchers.app import build_app
-    except ImportError:  # before vLLM 0.3x
+    except ImportError:  # older versions have it there
         from vllm.entrypoints.openai.api_server import build_app
     app: FastAPI = build_app(args, ("generate",))
     return app

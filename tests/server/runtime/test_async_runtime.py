@@ -168,7 +168,7 @@ def test_leaving_a_stream_ends_its_request(loop, runtime):
             await end()
             await asyncio.sleep(0)
             await asyncio.wait_for(let_go(runtime, name), 5)
-            assert runtime.engine.get_num_unfinished_requests() == 0
+            assert runtime.engine.output_processor.get_num_unfinished_requests() == 0
 
     loop.run(check())
 
@@ -179,7 +179,7 @@ def test_what_runs_is_held(loop, runtime):
             stream = await begun(runtime.generate("math", QUESTION, **LONG))
             request = lora_request(runtime.family.plan("math"))
             await runtime.engine.collective_rpc("evict_composition", args=(request.lora_path, request.lora_int_id))
-            if runtime.engine.get_num_unfinished_requests():
+            if runtime.engine.output_processor.get_num_unfinished_requests():
                 assert "math" in await resident(runtime)
             assert sum(len(part.token_ids) for part in await read(stream)) > 100
         await let_go(runtime, "math")
