@@ -72,7 +72,7 @@ class Changes:
         """A split for a pair, from what was measured. Raises ComposeError."""
         family = self.living.family
         if self._family is not family:
-            raise ComposeError("where the experts change has not been measured: ask for it first")
+            raise ComposeError("this server process has not measured where the experts change: ask for that first")
         reports = {report.expert: report for report in self._reports}
         return suggest(family, name, lambda _, expert: reports[expert.name])
 

@@ -138,8 +138,13 @@ async def measure_changes(request: Request) -> StreamingResponse:
 @router.get("/suggestion")
 async def suggestion(request: Request, name: Annotated[str, Query(max_length=4096)]) -> dict[str, Any]:
     """A split for a pair, from where its experts change."""
+    changes = studio_of(request).changes
+    if changes.known is None and cost(changes.living.family) == 0:
+        # Another server process may have it.
+        async for _ in changes.follow():
+            pass
     with told("name"):
-        found = await asyncio.to_thread(studio_of(request).changes.suggest, name)
+        found = await asyncio.to_thread(changes.suggest, name)
     return {
         "name": found.name,
         "bottom": found.bottom,

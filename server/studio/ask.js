@@ -60,6 +60,7 @@ export function build() {
     if (event.key === "Escape" && !document.querySelector("dialog[open]") && lanes.some((lane) => lane.running)) stop();
   });
   store.addEventListener("family", () => {
+    if (remembered.get("prompt") === null && !prompt.value) prompt.value = store.family.example ?? "";
     if (lanes.length === 0) (parsed(remembered.get("lanes")) ?? firstLanes()).slice(0, MOST).forEach(add);
     else lanes.forEach((lane) => lane.fill());
   });

@@ -31,6 +31,7 @@ const cards = new Map();
 let fewExperts = true;
 let chosen = "all";
 let rest = [];
+let there = "";
 
 // What is near the window is drawn, the rest when it comes near.
 const near = new IntersectionObserver((seen) => seen.some((each) => each.isIntersecting) && extend(), { rootMargin: "400px" });
@@ -52,7 +53,12 @@ export function build() {
   );
   near.observe(more);
   store.addEventListener("family", () => (introduce(), cards.clear(), draw()));
-  store.addEventListener("live", mark);
+  store.addEventListener("live", () => {
+    const now = store.live.compositions.map((each) => each.digest).sort().join();
+    if (chosen === "memory" && now !== there) draw();
+    else mark();
+    there = now;
+  });
 }
 
 function choose(sort) {

@@ -81,7 +81,8 @@ const memory = {
     if (base) this.said.textContent = "The base is always in memory.";
     else if (!there) this.said.textContent = "Not in memory: the first request for it has its layers assembled.";
     else {
-      const shared = there.shared_bytes ? `, ${bytes(there.shared_bytes)} of them in pages that others use, too` : "";
+      const all = there.shared_bytes === there.bytes ? "all of them" : `${bytes(there.shared_bytes)} of them`;
+      const shared = there.shared_bytes ? `, ${all} in pages that others use, too` : "";
       const used = there.last_used ? ` Last used ${ago(live.now - there.last_used)}.` : "";
       this.said.textContent = `In memory${there.pinned ? " and pinned" : ""}: ${bytes(there.bytes)}${shared}. ${there.in_flight} in flight.${used}`;
     }

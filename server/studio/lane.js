@@ -75,7 +75,7 @@ export class Lane {
     this.remove.setAttribute("aria-label", `Remove ${name}`);
     this.host.changed();
     if (begin) this.recipe.show(this.#pair(name), name);
-    if (store.family.auto.includes(name)) {
+    if (this.isAuto) {
       this.plan = null;
       this.#draw("The server finds the language of what you ask, and takes the composition for it.");
       return;
@@ -132,6 +132,10 @@ export class Lane {
     this.text.classList.add("empty");
   }
 
+  get isAuto() {
+    return store.family.auto.includes(this.name);
+  }
+
   get running() {
     return this.answer !== null && this.answer.ended === null;
   }
@@ -139,8 +143,9 @@ export class Lane {
   async ask(body) {
     this.answer?.stop();
     const answer = (this.answer = new Answer(() => this.answer === answer && this.#soon()));
-    const known = this.plan !== null && store.live !== null;
-    this.wasThere = known ? isThere(this.plan) : null;
+    this.before = store.live;
+    // Of a language that is found by itself it is known later.
+    this.wasThere = this.plan && this.before && !this.isAuto ? isThere(this.plan) : null;
     this.text.classList.remove("empty");
     this.body.setAttribute("aria-busy", "true");
     this.#show();
@@ -164,15 +169,16 @@ export class Lane {
     this.waiting = true;
     requestAnimationFrame(() => {
       this.waiting = false;
-      if (this.answer?.chosen && !this.plan) this.#chose(this.answer.chosen);
+      if (this.answer?.chosen && this.plan?.name !== this.answer.chosen) this.#chose(this.answer.chosen);
       this.#show();
     });
   }
 
   async #chose(name) {
     const plan = await store.plan(name).catch(() => null);
-    if (plan === null || !store.family.auto.includes(this.name)) return;
+    if (plan === null || !this.isAuto) return;
     this.plan = plan;
+    if (this.before) this.wasThere = isThere(plan, this.before);
     this.#draw();
   }
 
@@ -194,6 +200,6 @@ export class Lane {
   }
 }
 
-export function isThere(plan) {
-  return plan.digest === store.byName.get("base")?.digest || store.isResident(plan.digest) !== undefined;
+export function isThere(plan, live = store.live) {
+  return plan.digest === store.byName.get("base")?.digest || Boolean(live?.compositions.some((each) => each.digest === plan.digest));
 }
