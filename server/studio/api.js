@@ -2,6 +2,9 @@
 
 import { session } from "./dom.js";
 
+// Milliseconds of reading at a time.
+const LONGEST = 20;
+
 const ROOT = new URL("../", document.baseURI);
 
 export class Trouble extends Error {
@@ -61,11 +64,23 @@ export const get = async (path, options) => (await request(path, options)).json(
 
 export const post = async (path, body, options) => (await request(path, { ...options, body })).text();
 
+// Lets the browser do what else there is: what has come already is read without a pause. A timer waits in hidden tabs.
+const others = () =>
+  new Promise((done) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => (port1.close(), done());
+    port2.postMessage(null);
+  });
+
 async function* parts(response, separator) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let buffer = "";
   try {
-    while (true) {
+    for (let since = performance.now(); ; ) {
+      if (performance.now() - since > LONGEST) {
+        await others();
+        since = performance.now();
+      }
       const { done, value } = await reader.read();
       if (done) break;
       const found = (buffer + value).split(separator);

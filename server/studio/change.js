@@ -15,7 +15,7 @@ const note = h("p", {});
 const measure = h("button", { type: "button", class: "main", onclick: start }, "Measure it");
 const progress = h("progress", { max: 1, "aria-label": "Measuring", hidden: true });
 const trouble = h("p", { class: "trouble", role: "alert", hidden: true });
-const offer = h("div", { class: "panel offer" }, note, h("div", { class: "actions" }, measure, progress), trouble);
+const offer = h("div", { class: "panel offer", hidden: true }, note, h("div", { class: "actions" }, measure, progress), trouble);
 const maps = h("div", { class: "maps" });
 const whole = h("button", { type: "button", "aria-pressed": "true", onclick: () => detailed(false) }, "By kind of module");
 const each = h("button", { type: "button", "aria-pressed": "false", onclick: () => detailed(true) }, "Every module");

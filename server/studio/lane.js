@@ -19,6 +19,10 @@ const named = (family, sort) => family.compositions.filter((each) => each.sort =
 // Characters of an answer that is set in large type.
 const BRIEF = 12;
 
+// Milliseconds between drawing an answer as it comes, and how much longer than drawing it the pause is.
+const OFTEN = 40;
+const RESTING = 8;
+
 let count = 0;
 
 export class Lane {
@@ -28,6 +32,7 @@ export class Lane {
     this.host = host;
     this.answer = null;
     this.plan = null;
+    this.pause = OFTEN;
     this.number = ++count;
     const id = `lane-${this.number}`;
     this.select = h("select", { id, onchange: () => this.choose(this.select.value) });
@@ -163,15 +168,20 @@ export class Lane {
     this.answer?.stop();
   }
 
-  // At most once for every picture that the browser paints.
+  // Often enough to be read, and seldom where drawing it takes long: a long answer must not keep the page from all else.
   #soon() {
     if (this.waiting) return;
     this.waiting = true;
-    requestAnimationFrame(() => {
-      this.waiting = false;
-      if (this.answer?.chosen && this.plan?.name !== this.answer.chosen) this.#chose(this.answer.chosen);
-      this.#show();
-    });
+    setTimeout(() => {
+      requestAnimationFrame(() => {
+        this.waiting = false;
+        if (this.answer?.chosen && this.plan?.name !== this.answer.chosen) this.#chose(this.answer.chosen);
+        const began = performance.now();
+        this.#show();
+        this.text.getBoundingClientRect();
+        this.pause = Math.max(OFTEN, RESTING * (performance.now() - began));
+      });
+    }, this.pause);
   }
 
   async #chose(name) {
@@ -184,7 +194,10 @@ export class Lane {
 
   #show() {
     const { answer } = this;
-    this.text.textContent = answer.text;
+    const shown = this.text.firstChild;
+    // What is added to a text is laid out sooner than a text that takes its place.
+    if (shown && answer.text.startsWith(shown.data)) shown.appendData(answer.text.slice(shown.data.length));
+    else this.text.textContent = answer.text;
     this.text.classList.toggle("coming", this.running);
     this.text.classList.toggle("brief", answer.text.trim().length <= BRIEF);
     this.thought.hidden = answer.thought === "";

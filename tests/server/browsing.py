@@ -76,7 +76,7 @@ def visiting(browser: Any, server: Server, allowed: str = "", url: str = "", **o
     """A visitor with a profile of its own. Fails for console messages, but those `allowed`, and for other hosts."""
     options = {"viewport": DESKTOP, "reduced_motion": "reduce", **options}
     context = browser.new_context(**options)
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(60_000)
     visitor = Visitor(context.new_page(), url or server.url)
 
     def said(message: Any) -> None:

@@ -216,6 +216,7 @@ def test_by_keyboard_alone(demo: Server, browser: Any) -> None:
         ):
             assert wanted in reached, (wanted, reached)
         page.get_by_label("Prompt").focus()
+        page.keyboard.press("Control+A")
         page.keyboard.type(QUESTION)
         page.keyboard.press("Control+Enter")
         page.locator(".text.brief").nth(2).wait_for()

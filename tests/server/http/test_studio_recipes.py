@@ -90,13 +90,15 @@ def test_a_stream_can_be_stopped(pico: Server, browser: Any) -> None:
     with visiting(browser, pico) as visitor:
         page = visitor.go()
         page.get_by_text("Options", exact=True).click()
-        page.get_by_label("Most tokens").fill("6000")
+        page.get_by_label("Most tokens").fill("8000")
         forced_long(page)
+        # Three streams of a model that is as quick as this keep a busy machine from all else.
+        page.get_by_role("button", name="Remove math", exact=True).click()
+        page.get_by_role("button", name="Remove swahili", exact=True).click()
         ask(page)
-        page.locator(".text.coming").nth(2).wait_for()
+        page.locator(".text.coming:not(:empty)").wait_for()
         cursor = "each => getComputedStyle(each, '::after').animationName"
         assert page.locator(".text.coming").first.evaluate(cursor) == "none", "who wants no motion gets none"
-        wait_until(lambda: all(page.locator(".said > .text").all_inner_texts()), 60)
         page.keyboard.press("Escape")
         page.locator("button.stop").wait_for(state="hidden")
         assert all("stopped" in said for said in page.locator(".lane > .figures").all_inner_texts())
