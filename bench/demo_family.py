@@ -53,6 +53,7 @@ FAMILY = {
     },
     "recipe": {"method": "layer_swap", "bottom": BOTTOM, "top": TOP, "transition": 0},
     "compositions": {"tutor": "math+swahili"},
+    "example": "Asha ana ndizi 5. Asha ananunua ndizi 3. Sasa Asha ana ndizi ngapi?",
 }
 SPECIAL = ("<pad>", "<unk>", "<bos>", "<eos>")
 

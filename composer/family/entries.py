@@ -108,6 +108,8 @@ class Entries(Strict):
     """Compositions that are in memory before the first request."""
     pinned: list[str] = Field(default=[])
     """Compositions that are always in memory."""
+    example: str | None = None
+    """A question to try, which a server shows when it is up."""
 
 
 MODELS: tuple[type[BaseModel], ...] = (Entries, ExpertEntry, CompositionEntry, Fallback, LayerSwap, Soup, Table, Kinds)

@@ -47,6 +47,7 @@ class Family:
         self.recipe = entries.recipe
         self.residency: Residency = entries.residency
         self.fallback = entries.fallback
+        self.example = entries.example
         self._entries = entries
         self._names = names
 

@@ -7,11 +7,11 @@ import typer
 from layerloom.server.http import quiet
 from layerloom.server.versions import installed, vllm_version
 
-from . import compositions, engines, experts, imports, sweep
+from . import chat, compositions, doctor, engines, experts, imports, sweep
 from .group import DEBUG, Commands
 
 # vLLM's processes begin with what their parent's main module is: this.
-quiet.join()
+quiet.join(started=True)
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -33,9 +33,12 @@ def layerloom(
     """Serve many layer-swapped language models from one copy of the base."""
 
 
-app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(engines.serve)
+extra = {"allow_extra_args": True, "ignore_unknown_options": True}
+app.command(cls=engines.Serve, context_settings=extra)(engines.serve)
 for command in (
+    chat.chat,
     engines.generate,
+    doctor.doctor,
     compositions.plan,
     compositions.merge,
     compositions.verify,

@@ -1,5 +1,7 @@
 """console: what all commands share."""
 
+import logging
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,3 +61,12 @@ def need_vllm() -> None:
         from layerloom.composer import ComposeError
 
         raise ComposeError(trouble)
+
+
+def hush_vllm() -> None:
+    """Has vLLM, before it is imported, log errors alone, and to stderr, but where the environment says otherwise."""
+    level = os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    logging.getLogger("vllm").setLevel(level.upper())
+    warnings.filterwarnings("ignore", category=FutureWarning)

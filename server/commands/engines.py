@@ -2,13 +2,43 @@
 
 import json
 import os
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
+
+from layerloom.server.versions import vllm_version
 
 from .completing import names_of_family
-from .console import FamilyPath, err, need_vllm, show
+from .console import FamilyPath, err, hush_vllm, need_vllm, say, show
 from .progress import load_family
+
+HELP = "--vllm-help"
+
+
+class Serve(TyperCommand):
+    """Shows vLLM's options where that is asked for, by group or not; no family is needed for it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for index, word in enumerate(args):
+            if word.partition("=")[0] == HELP:
+                following = args[index + 1] if index + 1 < len(args) else ""
+                group = word.partition("=")[2] or ("" if following.startswith("-") else following)
+                show_vllm_options(group)
+        return super().parse_args(ctx, args)
+
+
+def show_vllm_options(group: str) -> NoReturn:
+    need_vllm()
+    hush_vllm()
+    from layerloom.server.http.serve import parser
+
+    shown = parser(
+        "vLLM's options, which `layerloom serve FAMILY` takes too. To see those of a group, those whose name "
+        f"has a word in it, or all of them: layerloom serve {HELP} GROUP|WORD|all"
+    )
+    shown.parse_args([f"--help={group}" if group else "--help"])
+    raise typer.Exit
 
 
 def serve(
@@ -39,26 +69,39 @@ def serve(
     admin_key: Annotated[
         str, typer.Option(envvar="LAYERLOOM_ADMIN_KEY", help="asked for by what loads, unloads and reloads")
     ] = "",
+    verbose: Annotated[bool, typer.Option("--verbose", help="show all of vLLM's log, with every request")] = False,
+    vllm_help: Annotated[
+        bool, typer.Option(HELP, help=f"show vLLM's options: {HELP} GROUP, or all; without either the groups")
+    ] = False,
 ) -> None:
     """Serve a family over the OpenAI API.
 
-    Any option of `vllm serve` may follow.
+    Any option of `vllm serve` may follow: --vllm-help shows them.
     """
     need_vllm()
-    from layerloom.server.options import prepare_environment
+    from layerloom.server.http.startup import Startup, wants_log
 
-    prepare_environment()
-    if admin_key:
-        os.environ["LAYERLOOM_ADMIN_KEY"] = admin_key
-    loaded = load_family(family)
-    names = [name.strip() for name in preload.split(",") if name.strip()]
-    for name in names:
-        loaded.plan(loaded.parse(name, allow_recipes))
-    from layerloom.server.http.serve import arguments, run
+    with Startup(verbose or wants_log(context.args)) as startup:
+        if not err.is_terminal:
+            startup.step("reading the family")
+        loaded = load_family(family)
+        names = [name.strip() for name in preload.split(",") if name.strip()]
+        for name in names:
+            loaded.plan(loaded.parse(name, allow_recipes))
+        if admin_key:
+            os.environ["LAYERLOOM_ADMIN_KEY"] = admin_key
+        startup.step(f"starting vLLM {vllm_version()}")
+        startup.follow()
+        from layerloom.server.options import prepare_environment
 
-    options = [*context.args, "--port", str(port)]
-    front = {"patience": wait_for_room, "open_metrics": open_metrics, "preload": names}
-    run(arguments(loaded, options, allow_recipes, bank_memory, pages, residency, **front))
+        prepare_environment()
+        from layerloom.server.http.serve import arguments, refuse, run
+
+        options = [*context.args, "--port", str(port)]
+        front = {"patience": wait_for_room, "open_metrics": open_metrics, "preload": names}
+        args = arguments(loaded, options, allow_recipes, bank_memory, pages, residency, refuse, **front)
+        run(loaded, args, startup)
+    say("stopped")
 
 
 def generate(
@@ -66,16 +109,12 @@ def generate(
     model: Annotated[str, typer.Option(help="a composition, as in math+swahili", autocompletion=names_of_family)],
     prompt: Annotated[list[str], typer.Option(help="a prompt; repeat the option for more")],
     max_tokens: Annotated[int, typer.Option(min=1, help="of an answer")] = 64,
-    as_json: Annotated[bool, typer.Option("--json", help="one JSON object per prompt: model, text, token_ids")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="a JSON object a line: model, text, token_ids")] = False,
 ) -> None:
     """Continue prompts with one composition, greedily."""
     need_vllm()
-    for name, value in {
-        "VLLM_LOGGING_LEVEL": "ERROR",
-        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-    }.items():
-        os.environ.setdefault(name, value)
+    hush_vllm()
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     loaded = load_family(family)
     loaded.parse(model)
     with err.status("starting the engine"):
@@ -84,10 +123,10 @@ def generate(
         runtime = Runtime(family, enforce_eager=True, disable_log_stats=True)
     with runtime:
         results = runtime.generate(model, prompt, max_tokens=max_tokens)
-        canonical = runtime.family.parse(model).name
     for result in results:
         answer = result.outputs[0]
+        name = result.lora_request.lora_name if result.lora_request else "base"
         if as_json:
-            print(json.dumps({"model": canonical, "text": answer.text, "token_ids": list(answer.token_ids)}))
+            print(json.dumps({"model": name, "text": answer.text, "token_ids": list(answer.token_ids)}))
         else:
             show(answer.text)

@@ -15,7 +15,8 @@ NEXT = {
     errno.EPERM: "check who may read or write it",
     errno.EROFS: "write elsewhere",
     errno.EMFILE: "allow more open files: ulimit -n",
-    errno.EADDRINUSE: "choose another --port, or end who has it",
+    errno.EADDRINUSE: "choose another --port, or end the process that has it",
+    errno.EADDRNOTAVAIL: "give a --host that is an address of this machine",
 }
 TOO_LITTLE = ("can't allocate memory", "out of memory", "Cannot allocate memory")
 
@@ -23,7 +24,10 @@ TOO_LITTLE = ("can't allocate memory", "out of memory", "Cannot allocate memory"
 def told(error: BaseException) -> tuple[str, int]:
     """What to say of an exception, in one line where it says one thing, and the exit status."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
-    text = str(error).strip()
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip()
+    if "StartFailed" in kinds:
+        reason = error.reason or told(error.__cause__)[0]  # type: ignore[attr-defined]
+        return f"the server did not start: {reason}\nvLLM's log of it: {error.log}", OURS  # type: ignore[attr-defined]
     if "ComposeError" in kinds:
         hint = NEXT.get(getattr(error.__cause__, "errno", None) or 0)
         return f"{text}: {hint}" if hint else text, USER
@@ -38,6 +42,9 @@ def told(error: BaseException) -> tuple[str, int]:
             f"the Python package {(error.name or '').partition('.')[0]} is missing: {text}. See: layerloom doctor",
             OURS,
         )
+    if isinstance(error, ValueError | KeyError | TypeError) and "vllm" in sys.modules:
+        # What vLLM says of its options.
+        return text or type(error).__name__, OURS
     return f"{type(error).__name__}: {first_line(text) or 'no reason is given'}. {how_to_see()}", OURS
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from layerloom.server.http.quiet import say_nothing_at_the_end
+
 from .console import compose_warnings, say
 from .failures import INTERRUPTED, UNREAD, told
 
@@ -18,6 +20,11 @@ class Commands(TyperGroup):
     """Takes --debug before and after a command's name, and ends every error of any command in one line."""
 
     debug = False
+
+    def main(self, args: Any = None, **options: Any) -> Any:
+        if args is None:
+            say_nothing_at_the_end()
+        return super().main(args, **options)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         ours = args[: args.index("--")] if "--" in args else args

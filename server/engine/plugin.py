@@ -6,7 +6,7 @@ import signal
 import time
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import Any
 
 import psutil
@@ -23,6 +23,7 @@ from vllm.model_executor.model_loader import register_model_loader
 
 from layerloom.composer import ComposeError
 from layerloom.server.options import OURS
+from layerloom.server.versions import NEWEST, OLDEST, WANTED
 
 from . import (
     loader,
@@ -30,8 +31,6 @@ from . import (
 )
 from .packed import PackedLinearMethod
 from .paged import PagedEmbeddingMethod, PagedLinearMethod
-
-OLDEST, NEWEST = Version("0.26"), Version("0.34")
 
 MOMENT, SOON = 0.2, 3.0
 """Seconds: until a dead process' children have another parent, and until this process ends whatever it does."""
@@ -82,6 +81,10 @@ def register() -> None:
     register_model_loader(loader.FORMAT)(loader.BaseLoader)
     parent = multiprocessing.parent_process()
     if parent is not None and OURS in os.environ:
+        if current_thread() is main_thread():
+            # Ctrl-C reaches all processes of a terminal, and vLLM's workers would end in the middle of a step. Whoever
+            # has started the engine says when it ends.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         Thread(target=end_with, args=(parent,), name="layerloom-parent", daemon=True).start()
 
 
@@ -105,4 +108,4 @@ def end_with(parent: BaseProcess) -> None:
 
 def check_version(version: str) -> None:
     if not OLDEST <= Version(version) < NEWEST:
-        raise RuntimeError(f"layerloom works with vLLM >={OLDEST},<{NEWEST}; installed is {version}")
+        raise RuntimeError(f"layerloom works with vLLM {WANTED}; installed is {version}")

@@ -22,6 +22,7 @@ from .leases import Leases
 from .lifetime import Lifetime
 from .living import Living
 from .operators import router
+from .ready import announce
 from .series import keep_showing, label_of, series
 from .visit import VISIT, Adapters, Refused, Visit, told
 from .watching import watch
@@ -135,6 +136,8 @@ class LayerloomEndpoints:
         if living.index == 0:
             showing = keep_showing(leases, args.max_cpu_loras or 0, living.servers == 1)
             state.layerloom_series = asyncio.create_task(showing)
+        if not embedded:
+            state.layerloom_ready = asyncio.create_task(announce(state, leases, living.index, living.servers))
 
 
 def place_of(client: EngineClient) -> tuple[int, int]:

@@ -85,7 +85,10 @@ class Living:
     async def preload(self) -> None:
         """Has what the family says made, and pinned; what cannot be made is logged, and is an error when asked for."""
         pinned = {plan.digest for plan in self.family.pinned}
-        for wanted in [*self.family.preload, *self.settings.get("preload", ())]:
+        asked = [*self.family.preload, *self.settings.get("preload", ())]
+        if asked:
+            logger.info("layerloom: makes %d compositions before they are asked for", len(asked))
+        for wanted in asked:
             name = wanted if isinstance(wanted, str) else wanted.name
             try:
                 plan = self.plan(wanted) if isinstance(wanted, str) else wanted

@@ -4,6 +4,7 @@ While a server starts everything goes to the log of its start, which whoever has
 asked for. Later what matters goes to stderr. Nothing here imports vLLM: it is the first that any of its processes does.
 """
 
+import atexit
 import json
 import logging
 import logging.config
@@ -26,6 +27,7 @@ OURS = "vllm.layerloom"
 NOISE = re.compile(
     "|".join(
         (
+            r"\[shutdown\]",
             "Enforce eager set",
             "Inductor compilation was disabled",
             "Triton is (installed, but|not installed)",
@@ -36,6 +38,9 @@ NOISE = re.compile(
             "Found ulimit of",
             "The chat template requires system-first ordering",
             "vLLM has deprecated support for supporting different tokenizers",
+            r"port \d+ is used by process psutil",
+            "AsyncLLM created with api_server_count",
+            "vllm:lora_requests_info",
             "LoRA dynamic loading & unloading is enabled",
             "Default vLLM sampling parameters have been overridden",
         )
@@ -106,15 +111,16 @@ def keep(text: str) -> bool:
     return bool(going)
 
 
-def join() -> None:
-    """To be called first in each process that a server consists of."""
+def join(started: bool = False) -> None:
+    """To be called first in each process of a server; with `started` in those that another of them starts."""
     global going
     folder = os.environ.get(FOLDER)
     if not folder:
         return
-    if multiprocessing.parent_process() is not None:
+    if started:
         # Ctrl-C reaches all processes of a terminal: the one that has started them says what happens.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        say_nothing_at_the_end()
     if os.environ.get(CONFIG) != str(FILE):
         return
     going = str(Path(folder, LOG))
@@ -122,6 +128,12 @@ def join() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     if os.path.exists(going) and not isinstance(sys.stderr, Spooled):
         sys.stdout, sys.stderr = Spooled(sys.stdout), Spooled(sys.stderr)  # type: ignore[assignment]
+
+
+def say_nothing_at_the_end() -> None:
+    """Triton's library complains in 40 lines when Python takes itself apart: nobody is to hear that."""
+    # Called last, when it is registered first.
+    atexit.register(lambda: os.dup2(os.open(os.devnull, os.O_WRONLY), 2))
 
 
 def leave() -> None:

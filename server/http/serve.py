@@ -1,6 +1,8 @@
 """serve: vLLM's own server, started over a family."""
 
+import errno
 import os
+import re
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -10,16 +12,31 @@ from vllm.entrypoints.cli.serve import ServeSubcommand, make_arg_parser
 from vllm.utils.argparse_utils import FlexibleArgumentParser, human_readable_int
 
 from layerloom.composer import ComposeError, Family
+from layerloom.composer.family.names import nearest
+from layerloom.server.languages import Languages
 from layerloom.server.options import engine_options
 
 from . import lifetime
 from .front import ADMIN_KEY, api_keys
+from .greeting import greeting, joined
+from .interrupts import end_at_once, make_end, watch_for_second
+from .startup import Startup
 from .watching import forward_hangups
 
 UNSET = object()
+OPTIONS = ("--allow-recipes", "--bank-memory", "--wait-for-room", "--open-metrics", "--preload", "--admin-key")
+"""Those of layerloom's own that are easily misspelt, and then taken for vLLM's."""
 
 DRAIN = 30
 """Seconds that requests have to end in when the server is told to; vLLM's own default is to cut them off."""
+
+
+def parser(description: str = "") -> FlexibleArgumentParser:
+    """Of vLLM's options."""
+    usage = "layerloom serve FAMILY [options]"
+    made = make_arg_parser(FlexibleArgumentParser(prog="layerloom serve", usage=usage, description=description))
+    made.set_defaults(shutdown_timeout=DRAIN)
+    return made
 
 
 def arguments(
@@ -37,15 +54,15 @@ def arguments(
     `front` are the settings of what stands before its routes: patience, open_metrics, preload. `refuse` raises what is
     wrong with an option; without it the process ends with its usage.
     """
-    parser = make_arg_parser(FlexibleArgumentParser(prog="layerloom serve FAMILY"))
+    known = parser()
     if refuse is not None:
-        parser.error = refuse
-    parser.set_defaults(shutdown_timeout=DRAIN)
-    args = parser.parse_args(list(options))
+        known.error = refuse
+    args = known.parse_args(list(options))
     # Not what differs from vLLM's defaults: layerloom has others.
     unset = Namespace(**dict.fromkeys(vars(args), UNSET))
-    given = {name: value for name, value in vars(parser.parse_args(list(options), unset)).items() if value is not UNSET}
+    given = {name: value for name, value in vars(known.parse_args(list(options), unset)).items() if value is not UNSET}
     memory = None if bank_memory is None else memory_of(bank_memory)
+    args.given = sorted(given)
     for name, value in engine_options(family, allow_recipes, given, memory, pages, residency).items():
         setattr(args, name, value)
     args.additional_config["layerloom"] |= front
@@ -57,11 +74,40 @@ def arguments(
     return args
 
 
-def run(args: Any) -> None:
+def refuse(message: str) -> NoReturn:
+    """What argparse calls, with what it finds wrong."""
+    unknown = re.findall(r"--[\w.-]+", message.partition("unrecognized arguments:")[2])
+    known = [option for action in parser()._actions for option in action.option_strings]
+    meant = nearest(unknown[0], [*known, *OPTIONS]) if unknown else None
+    hint = f" (did you mean {meant}?)" if meant else ""
+    raise ComposeError(f"{message}{hint}. vLLM's options: layerloom serve --vllm-help")
+
+
+def run(family: Family, args: Any, startup: Startup) -> None:
     """Serves until it is told to end. When the engine has died the process ends here, and its status says so."""
+    if not startup.show_log and "uvicorn_log_level" not in args.given:
+        args.uvicorn_log_level = "warning"
+    auto = Languages(family).names
+    keys = bool(api_keys(args))
+    startup.greeting = lambda said: greeting(family, auto, args, keys, said)
+    if args.headless:
+        startup.engines = args.data_parallel_size_local or 1
+        startup.greeting = lambda said: joined(family, args)
     forward_hangups()
+    watch_for_second()
+    end_at_once(startup.stop)
+    # As vLLM's own command has it: what has threads is not to be forked.
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     ServeSubcommand().validate(args)
-    ServeSubcommand.cmd(args)
+    try:
+        ServeSubcommand.cmd(args)
+    except (SystemExit, KeyboardInterrupt):
+        pass  # vLLM's, when it is told to end
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
+            raise
+        raise OSError(error.errno, error.strerror, args.uds or f"{args.host or '*'}:{args.port}") from error
+    make_end(startup.processes)
     if lifetime.failed:
         # Python's own end can hang on what a dead engine has left behind.
         lifetime.exit_now(1)

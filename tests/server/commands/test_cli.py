@@ -59,6 +59,9 @@ def test_merge_does_not_overwrite(tmp_path):
         (("generate", DEMO, "--model", "maths", "--prompt", "x"), "Did you mean 'math'?"),
         (("serve", DEMO / "base"), "family.yaml"),
         (("serve", DEMO, "--quantization", "fp8"), "layerloom sets quantization itself"),
+        (("serve", DEMO, "--max-model-lenn", "9"), "--max-model-lenn (did you mean --max-model-len?)"),
+        (("serve", DEMO, "--bank-memry", "1G"), "did you mean --bank-memory?"),
+        (("serve", DEMO, "--max-num-seqs", "many"), "argument --max-num-seqs: invalid int value: 'many'"),
     ],
 )
 def test_errors_say_what_to_do(arguments, message):

@@ -56,9 +56,15 @@ def test_all_servers_and_engines_answer_alike(server: Server) -> None:
     assert server.healthy()
 
 
+def test_they_greet_once(server: Server) -> None:
+    wait_until(lambda: "is served at" in server.log.read_text(), 30)
+    assert server.log.read_text().count("is served at") == 1
+
+
 def test_names_are_the_same_everywhere(server: Server) -> None:
     listed = {tuple(card["id"] for card in server.get("/v1/models").json()["data"]) for _ in range(12)}
-    assert listed == {("base", "math", "swahili", "bengali", "math+swahili", "math+bengali", "tutor")}
+    names = ("base", "math", "swahili", "bengali", "math+swahili", "math+bengali", "tutor", "math+auto")
+    assert listed == {names}
     refused = {server.post("/v1/completions", {"model": "maths", "prompt": "x"}).status_code for _ in range(12)}
     assert refused == {404}
 
