@@ -4,6 +4,8 @@ BIN := $(VENV)/bin
 OLDEST_VENV ?= .venv-0.27
 OLDEST_BIN := $(OLDEST_VENV)/bin
 DOCS_VENV ?= .venv-docs
+CLIENTS_VENV ?= .venv-clients
+NODE_CLIENTS := tests/server/clients/node
 OLDEST_TESTS := kv_cache or prompt_logprobs_come or gemma3 or (merged_checkpoint and llama and not tied) \
 	or listed or change_the_list or unknown_model_is_not_found
 # tests/conftest.py says what goes together, and in which order.
@@ -11,7 +13,7 @@ TWO_AT_A_TIME := -n 2 --dist loadscope --no-loadscope-reorder
 # The demo needs little: without a limit vLLM takes nearly all of the machine's memory for its KV cache.
 DEMO_OPTIONS ?= --kv-cache-memory-bytes 1G
 
-.PHONY: setup serve test test-oldest fuzz docs real lint links clean
+.PHONY: setup serve test test-oldest fuzz clients docs real lint links clean
 
 setup: $(VENV)/.installed
 
@@ -29,8 +31,20 @@ serve: setup
 	@echo
 	$(BIN)/layerloom serve demo --port $(PORT) $(DEMO_OPTIONS)
 
-test: setup lint
+test: setup lint clients
 	$(BIN)/python -m pytest $(TWO_AT_A_TIME)
+
+# Other people's clients, for tests of what they find here. Where they cannot be had, those tests are skipped.
+clients: $(CLIENTS_VENV)/.installed $(NODE_CLIENTS)/node_modules/.installed
+
+$(CLIENTS_VENV)/.installed: requirements/clients.txt
+	@python3 -m venv --clear $(CLIENTS_VENV) \
+	&& $(CLIENTS_VENV)/bin/python -m pip install --quiet --no-deps -r requirements/clients.txt && touch $@ \
+	|| echo 'no clients for Python: their tests are skipped'
+
+$(NODE_CLIENTS)/node_modules/.installed: $(NODE_CLIENTS)/package-lock.json
+	@npm ci --prefix $(NODE_CLIENTS) --silent --ignore-scripts --no-audit --no-fund && touch $@ \
+	|| echo 'no clients for Node: their tests are skipped'
 
 # The parity that matters most, and one server, on an older vLLM of those supported.
 test-oldest: $(OLDEST_VENV)/.installed
@@ -76,4 +90,4 @@ links:
 	@for part in composer kernels server; do ln -sfn ../../$$part .links/layerloom/$$part; done
 
 clean:
-	rm -rf $(VENV) $(OLDEST_VENV) $(DOCS_VENV) .links site *.egg-info
+	rm -rf $(VENV) $(OLDEST_VENV) $(DOCS_VENV) $(CLIENTS_VENV) $(NODE_CLIENTS)/node_modules .links site *.egg-info

@@ -31,6 +31,9 @@ SPREAD = (
 TOGETHER = dict.fromkeys(
     (
         "test_auto",
+        "test_clients",
+        "test_client_proxy",
+        "test_client_snippets",
         "test_routes",
         "test_refusals",
         "test_series",

@@ -105,11 +105,16 @@ class LayerloomEndpoints:
         app.include_router(studio.router)
         admin = os.environ.get(ADMIN_KEY, "")
         app.add_middleware(Front, keys=api_keys(app.state.args), admin=admin, open_metrics=settings["open_metrics"])
+        app.state.layerloom_app = app
 
     async def init_state(self, engine_client: EngineClient | None, state: State, args: Namespace) -> None:
         settings = settings_of(args)
         if settings is None or engine_client is None:
             return
+        # Front asks for the key, on every route; vLLM's own, before it, would refuse one in Anthropic's header.
+        app: FastAPI = state.layerloom_app
+        app.user_middleware = [each for each in app.user_middleware if each.cls.__name__ != "AuthenticationMiddleware"]
+        app.middleware_stack = None
         family = load_family(settings)
         leases = Leases(engine_client, settings["patience"])
         if (seconds := series().load_seconds) is not None:

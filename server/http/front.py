@@ -75,13 +75,12 @@ class Front:
     def _may(self, path: str, headers: Headers) -> bool:
         if not self.keys or path in self.open or path.startswith("/static/"):
             return True
-        given = bearer(headers)
-        return given is not None and any([compare_digest(given, known) for known in self.keys])
+        return any([compare_digest(given, known) for given in keys_given(headers) for known in self.keys])
 
     def _may_change(self, path: str, headers: Headers) -> bool:
         if path not in CHANGING and not path.startswith("/adapters/"):
             return True
-        given = [bearer(headers) or b"", digest(headers.get("X-Admin-Key", ""))]
+        given = [*keys_given(headers), digest(headers.get("X-Admin-Key", ""))]
         return any([compare_digest(key, self.admin or b"") for key in given])
 
 
@@ -117,10 +116,11 @@ def digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-def bearer(headers: Headers) -> bytes | None:
-    """The digest of the key that comes with a request."""
+def keys_given(headers: Headers) -> list[bytes]:
+    """The digests of the keys that come with a request: as OpenAI's clients send them, and as Anthropic's do."""
     scheme, _, key = headers.get("Authorization", "").partition(" ")
-    return digest(key) if scheme.lower() == "bearer" else None
+    given = [key] if scheme.lower() == "bearer" else []
+    return [digest(each) for each in (*given, headers.get("X-Api-Key")) if each is not None]
 
 
 def unavailable(reason: str) -> JSONResponse:

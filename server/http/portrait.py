@@ -48,7 +48,7 @@ def portrait(living: Living, family: Family) -> dict[str, Any]:
         "digest": family.digest,
         "base": base_of(family),
         "recipe": recipe_of(family),
-        "example": getattr(family, "example", None),
+        "example": family.example,
         "context": living.voices.config.max_model_len,
         "takes_recipes": bool(living.settings["allow_recipes"]),
         "experts": [

@@ -49,7 +49,8 @@ def demo(started: tuple[Server, dict[str, Any]]) -> Server:
 def pico(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Takes recipes, has a long context, and a token for every byte, so that it can write JSON."""
     compact = json.dumps({"backend": "xgrammar", "disable_any_whitespace": True})
-    with small(tmp_path_factory.mktemp("pico"), "--structured-outputs-config", compact) as server:
+    options = "--structured-outputs-config", compact, "--enable-auto-tool-choice", "--tool-call-parser", "hermes"
+    with small(tmp_path_factory.mktemp("pico"), *options) as server:
         yield server
 
 

@@ -144,6 +144,8 @@ def test_keys(host: Host) -> None:
     assert host.get("/llm/metrics", key="wrong").status_code == 401
     assert host.get("/llm/health", key="wrong").status_code == 200
     assert host.get("/hello", key="wrong").status_code == 200
+    # As Anthropic's clients send it.
+    assert host.get("/llm/v1/models", key="wrong", headers={"X-Api-Key": KEYS[0]}).status_code == 200
     assert host.post("/llm/v1/family/reload").status_code == 403
     assert host.post("/llm/v1/family/reload", key=ADMIN).json()["changed"] is False
 
