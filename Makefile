@@ -25,10 +25,6 @@ $(VENV)/.installed: requirements/cpu.txt requirements/dev.txt pyproject.toml Mak
 	touch $@
 
 serve: setup
-	@echo 'Starting takes about a minute. Then try, in another shell:'
-	@echo
-	@echo "  curl http://localhost:$(PORT)/v1/chat/completions -H 'Content-Type: application/json' -d '{\"model\": \"math+swahili\", \"temperature\": 0, \"messages\": [{\"role\": \"user\", \"content\": \"Asha ana ndizi 5. Asha ananunua ndizi 3. Sasa Asha ana ndizi ngapi?\"}]}'"
-	@echo
 	$(BIN)/layerloom serve demo --port $(PORT) $(DEMO_OPTIONS)
 
 test: setup lint clients

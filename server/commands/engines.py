@@ -2,6 +2,9 @@
 
 import json
 import os
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -44,7 +47,7 @@ def show_vllm_options(group: str) -> NoReturn:
 def serve(
     context: typer.Context,
     family: FamilyPath,
-    port: Annotated[int, typer.Option(help="port of the HTTP server")] = 8000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="port of the HTTP server")] = 8000,
     allow_recipes: Annotated[
         bool, typer.Option("--allow-recipes", help="accept options in names: math+swahili@bottom=6,top=2")
     ] = False,
@@ -90,6 +93,7 @@ def serve(
             loaded.plan(loaded.parse(name, allow_recipes))
         if admin_key:
             os.environ["LAYERLOOM_ADMIN_KEY"] = admin_key
+        look_at_port(context.args, port)
         startup.step(f"starting vLLM {vllm_version()}")
         startup.follow()
         from layerloom.server.options import prepare_environment
@@ -102,6 +106,20 @@ def serve(
         args = arguments(loaded, options, allow_recipes, bank_memory, pages, residency, refuse, **front)
         run(loaded, args, startup)
     say("stopped")
+
+
+def look_at_port(options: Sequence[str], port: int) -> None:
+    """Raises OSError where nobody could listen there, before vLLM takes its time to find that out."""
+    words = [part for option in options for part in option.split("=", 1)]
+    if {"--uds", "--headless"} & {*words}:
+        return
+    host = words[words.index("--host") + 1] if "--host" in words[:-1] else ""
+    with suppress(socket.gaierror), socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, f"{host or '*'}:{port}") from error
 
 
 def generate(

@@ -1,10 +1,10 @@
 """serve: vLLM's own server, started over a family."""
 
-import errno
 import os
 import re
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 # From here, and not from where it is defined: that place has moved between the versions.
@@ -99,14 +99,8 @@ def run(family: Family, args: Any, startup: Startup) -> None:
     # As vLLM's own command has it: what has threads is not to be forked.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     ServeSubcommand().validate(args)
-    try:
+    with suppress(SystemExit, KeyboardInterrupt):  # vLLM's, when it is told to end
         ServeSubcommand.cmd(args)
-    except (SystemExit, KeyboardInterrupt):
-        pass  # vLLM's, when it is told to end
-    except OSError as error:
-        if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL):
-            raise
-        raise OSError(error.errno, error.strerror, args.uds or f"{args.host or '*'}:{args.port}") from error
     make_end(startup.processes)
     if lifetime.failed:
         # Python's own end can hang on what a dead engine has left behind.
