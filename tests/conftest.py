@@ -31,6 +31,7 @@ SPREAD = (
 TOGETHER = dict.fromkeys(
     (
         "test_auto",
+        "test_chat",
         "test_clients",
         "test_client_proxy",
         "test_client_snippets",

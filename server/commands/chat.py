@@ -13,6 +13,7 @@ import typer
 
 from .completing import names_of_family
 from .console import need_vllm, say, show
+from .failures import Told
 from .progress import load_family
 
 HELP = """\
@@ -66,6 +67,7 @@ def started(runner: asyncio.Runner, family: Path, start: Callable[[], Coroutine[
     need_vllm()
     load_family(family)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
     from layerloom.server.http.interrupts import end_at_once
     from layerloom.server.http.startup import Startup, wants_log
 
@@ -186,7 +188,7 @@ class telling:
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: Any, error: Any, at: Any) -> bool:
-        if error is not None and any(each.__name__ == "ComposeError" for each in type(error).__mro__):
+        if isinstance(error, Told):
             say(str(error), "error")
             return True
         return False

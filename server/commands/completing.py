@@ -7,7 +7,8 @@ import typer
 
 def names_of_family(ctx: typer.Context, incomplete: str) -> list[str]:
     """The compositions of the family that stands on the command line already; none where that cannot be told."""
-    given = ctx.params.get("family")
+    # Before an option's value the rest has not been told apart yet.
+    given = ctx.params.get("family") or next(iter(ctx.args), None)
     if given is None:
         return []
     try:

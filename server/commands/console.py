@@ -15,6 +15,7 @@ from rich.text import Text
 from layerloom.server.versions import trouble_with_vllm
 
 from .completing import names_of_family
+from .failures import Told
 
 out, err = Console(), Console(stderr=True)
 
@@ -55,12 +56,10 @@ def compose_warnings() -> Iterator[None]:
 
 
 def need_vllm() -> None:
-    """Raises ComposeError, with what to install, where no vLLM is that layerloom works with."""
+    """Raises Told, with what to install, where no vLLM is that layerloom works with."""
     trouble = trouble_with_vllm()
     if trouble is not None:
-        from layerloom.composer import ComposeError
-
-        raise ComposeError(trouble)
+        raise Told(trouble)
 
 
 def hush_vllm() -> None:

@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from .console import err, out
+from .failures import Told
 from .findings import FINE, NOTE, STOP, Finding
 from .progress import load_family
 
@@ -68,7 +69,7 @@ def look_at_family(path: Path, vllm: dict[str, Any], free: int) -> tuple[list[Fi
 
     try:
         loaded = load_family(path)
-    except ComposeError as error:
+    except (ComposeError, Told) as error:
         problems = error.problems if isinstance(error, FamilyError) else [str(error)]
         return [Finding(STOP, "family", problem, "mend the file that is named") for problem in problems], None
     from .room import look_at_room

@@ -21,6 +21,10 @@ NEXT = {
 TOO_LITTLE = ("can't allocate memory", "out of memory", "Cannot allocate memory")
 
 
+class Told(Exception):
+    """What is wrong with what was given, for people. As ComposeError, which takes a second to import."""
+
+
 def told(error: BaseException) -> tuple[str, int]:
     """What to say of an exception, in one line where it says one thing, and the exit status."""
     kinds = {kind.__name__ for kind in type(error).__mro__}
@@ -28,7 +32,7 @@ def told(error: BaseException) -> tuple[str, int]:
     if "StartFailed" in kinds:
         reason = error.reason or told(error.__cause__)[0]  # type: ignore[attr-defined]
         return f"the server did not start: {reason}\nvLLM's log of it: {error.log}", OURS  # type: ignore[attr-defined]
-    if "ComposeError" in kinds:
+    if "ComposeError" in kinds or isinstance(error, Told):
         hint = NEXT.get(getattr(error.__cause__, "errno", None) or 0)
         return f"{text}: {hint}" if hint else text, USER
     if isinstance(error, MemoryError) or "OutOfMemoryError" in kinds or any(word in text for word in TOO_LITTLE):

@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from .console import err
+from .failures import Told
 
 if TYPE_CHECKING:
     from layerloom.composer import Family
@@ -43,15 +44,15 @@ def progress(label: str, total: float, in_bytes: bool = True) -> Iterator[Advanc
 def load_family(path: Path, name: str | None = None) -> "Family":
     """Opens a family, and reads those of its files, or of those that `name` is made of, whose fingerprints are new.
 
-    Raises ComposeError.
+    Raises ComposeError and Told.
     """
+    if not path.exists():
+        raise Told(f"{path}: there is no such file or directory: FAMILY is family.yaml, or where it is")
+    if path.is_dir() and not (path / "family.yaml").exists():
+        raise Told(f"{path}: has no family.yaml, which says what base and experts there are")
     with err.status("reading the family"):
-        from layerloom.composer import ComposeError, Family
+        from layerloom.composer import Family
 
-        if not path.exists():
-            raise ComposeError(f"{path}: there is no such file or directory: FAMILY is family.yaml, or where it is")
-        if path.is_dir() and not (path / "family.yaml").exists():
-            raise ComposeError(f"{path}: has no family.yaml, which says what base and experts there are")
         family = Family.load(path)
         roles = family.parse(name).roles.values() if name is not None else ()
     fingerprints(family, set(roles) & family.experts.keys() or family.experts)

@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import httpx
 
+from .failures import Told
+
 Messages = list[dict[str, str]]
 CONNECT = 10.0
 """Seconds."""
@@ -35,13 +37,13 @@ class Piece:
 
 class Talker(Protocol):
     async def models(self) -> list[str]:
-        """The names there are. Raises ComposeError."""
+        """The names there are. Raises Told."""
 
     async def name_of(self, model: str) -> str:
-        """The name of a model as it is written. Raises ComposeError where there is none."""
+        """The name of a model as it is written. Raises Told where there is none."""
 
     def answer(self, model: str, messages: Messages) -> AsyncIterator[Piece]:
-        """Raises ComposeError."""
+        """Raises Told."""
 
     async def close(self) -> None: ...
 
@@ -75,7 +77,7 @@ class Server:
                     raise self._refused(response)
                 async for event in events(response):
                     if "error" in event:
-                        raise failed(str(event["error"].get("message", event["error"])))
+                        raise Told(str(event["error"].get("message", event["error"])))
                     for choice in event.get("choices", ()):
                         yield Piece(choice.get("delta", {}).get("content") or "", event.get("model", model))
         except httpx.HTTPError as error:
@@ -91,8 +93,6 @@ class Server:
                 raise self._refused(response)
             return response.json()
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-            if isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError):
-                raise
             raise self._unreachable(error) from error
 
     def _refused(self, response: httpx.Response) -> Exception:
@@ -101,11 +101,11 @@ class Server:
         except (ValueError, KeyError, TypeError):
             said = f"{response.status_code} {response.reason_phrase}"
         hint = ": give its key with --api-key, or in OPENAI_API_KEY" if response.status_code == 401 else ""
-        return failed(f"{said}{hint}")
+        return Told(f"{said}{hint}")
 
     def _unreachable(self, error: Exception) -> Exception:
         reason = str(error) or type(error).__name__
-        return failed(f"{self.url}: {reason}: is `layerloom serve` running there?")
+        return Told(f"{self.url}: {reason}: is `layerloom serve` running there?")
 
 
 @dataclass
@@ -129,7 +129,10 @@ class Engine:
         return [*self.runtime.family.names(), *Languages(self.runtime.family).names]
 
     async def name_of(self, model: str) -> str:
-        return str(self.runtime.family.parse(model).name)
+        try:
+            return str(self.runtime.family.parse(model).name)
+        except ValueError as error:
+            raise Told(str(error)) from error
 
     async def answer(self, model: str, messages: Messages) -> AsyncIterator[Piece]:
         # Up to the end of the context, unless it is told otherwise.
@@ -141,7 +144,7 @@ class Engine:
         except RuntimeError:
             raise
         except ValueError as error:
-            raise failed(str(error)) from error
+            raise Told(str(error)) from error
 
     async def close(self) -> None:
         await self.runtime.close()
@@ -156,9 +159,3 @@ async def events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
             data = event.removeprefix("data: ")
             if data != "[DONE]" and event != data:
                 yield json.loads(data)
-
-
-def failed(reason: str) -> Exception:
-    from layerloom.composer import ComposeError
-
-    return ComposeError(reason)

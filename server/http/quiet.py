@@ -90,7 +90,8 @@ def matters(level: int, logger: str, message: str) -> bool:
 
 def of_process(text: str) -> str:
     """Lines that say which process they are of, as vLLM's do."""
-    start = f"({multiprocessing.current_process().name} pid={os.getpid()}) "
+    name = multiprocessing.current_process().name.replace("MainProcess", "Server")
+    start = f"({name} pid={os.getpid()}) "
     return "".join(f"{start}{line}\n" for line in text.splitlines())
 
 

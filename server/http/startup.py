@@ -38,7 +38,7 @@ STEPS = (
         re.compile("Loading (model )?weights took|Model loading took"),
         "making room for compositions and for the KV cache",
     ),
-    (re.compile("KV cache size"), "warming up"),
+    (re.compile(r"\w+ KV cache size"), "warming up"),
     (re.compile("Supported tasks"), "preparing the API"),
     (re.compile("layerloom: makes .* before"), "making the compositions that are to be there"),
 )

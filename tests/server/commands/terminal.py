@@ -32,6 +32,10 @@ class Terminal:
     def text(self) -> str:
         return ESCAPES.sub("", self._shown.decode(errors="replace"))
 
+    def read(self) -> bool:
+        """Takes what is shown by now; False when there will be no more."""
+        return self._read(time.monotonic())
+
     def type(self, text: str) -> None:
         os.write(self._end, text.encode())
 

@@ -57,7 +57,7 @@ def test_all_servers_and_engines_answer_alike(server: Server) -> None:
 
 
 def test_they_greet_once(server: Server) -> None:
-    wait_until(lambda: "is served at" in server.log.read_text(), 30)
+    wait_until(lambda: "is served at" in server.log.read_text(), 120)
     assert server.log.read_text().count("is served at") == 1
 
 

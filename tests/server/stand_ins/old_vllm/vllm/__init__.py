@@ -1,0 +1,3 @@
+"""On PYTHONPATH: a vLLM that is too old."""
+
+raise AssertionError("layerloom has imported a vLLM that it does not work with")
