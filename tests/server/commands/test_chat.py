@@ -46,7 +46,7 @@ def test_a_terminal(demo: Server) -> None:
         shown.type(f"{ASHA}\n")
         shown.wait_for("(math+swahili)\n8\nmath+auto> ", 60)
         shown.type(f"half a line{CONTROL_C}")
-        shown.wait_for("(Ctrl-D ends)", 60)
+        shown.wait_for("(Ctrl-D ends)\nmath+auto> ", 60)
         shown.type(CONTROL_D)
         assert shown.wait(30) == 0
 

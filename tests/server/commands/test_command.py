@@ -88,11 +88,9 @@ def test_errors_say_what_is_wrong(words: tuple[object, ...], said: str) -> None:
     assert not done.stdout
 
 
-@pytest.mark.parametrize(
-    "words", [("--debug", "plan", DEMO, "maths"), ("plan", DEMO, "maths", "--debug"), ("plan", DEMO, "maths")]
-)
-def test_where_an_error_comes_from(words: tuple[object, ...]) -> None:
-    done = run(*words, LAYERLOOM_DEBUG="" if "--debug" in words else "1")
+@pytest.mark.parametrize("before, after, debug", [(["--debug"], [], ""), ([], ["--debug"], ""), ([], [], "1")])
+def test_where_an_error_comes_from(before: list[str], after: list[str], debug: str) -> None:
+    done = run(*before, "plan", DEMO, "maths", *after, LAYERLOOM_DEBUG=debug)
     assert "Traceback" in done.stderr and done.stderr.splitlines()[-1].startswith("error: there is no model 'maths'")
     assert done.returncode == 2
 

@@ -12,7 +12,7 @@ from layerloom.composer import Family
 from layerloom.server.commands.app import app
 from layerloom.server.commands.findings import FINE, NOTE, STOP
 from layerloom.server.commands.machine import look_at_machine
-from layerloom.server.commands.room import PROCESSES, look_at_room
+from layerloom.server.commands.room import LEAST_CACHE, PROCESSES, look_at_room
 from layerloom.server.commands.software import look_at_names
 
 DEMO = Path(__file__).resolve().parents[3] / "demo"
@@ -42,14 +42,14 @@ def test_how_many_fit_at_once(family: Family) -> None:
     found, room = look_at_room(family, 10**12, gpu=False)
     assert [finding.level for finding in found] == [FINE, FINE]
     assert room.compositions == room.at_once == 8
-    assert room.smallest < room.largest < room.all < 8 * room.largest
-    assert room.base == sum(file.stat().st_size for file in (family.root / "base").glob("*.safetensors")) // 1000 * 1000
+    # Of a pair the outer layers are the language's, and the middle is shared with the task's.
+    assert 0 < room.smallest <= room.largest < room.all < 8 * room.largest
+    (file,) = (family.root / "base").glob("*.safetensors")
+    assert 0 < file.stat().st_size - room.base < 20_000
 
 
 def test_where_some_do_not_fit(family: Family) -> None:
     _, room = look_at_room(family, 10**12, gpu=False)
-    from layerloom.server.commands.room import LEAST_CACHE
-
     free = PROCESSES + LEAST_CACHE + room.base + room.all - 1
     found, less = look_at_room(family, free, gpu=False)
     assert 0 < less.at_once < 8 and found[-1].level == NOTE

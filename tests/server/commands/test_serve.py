@@ -15,6 +15,11 @@ import pytest
 from pico import make_family
 from serving import COMMAND, ENVIRONMENT, LONG_STREAMS, OPTIONS, free_port, members, wait_until
 from terminal import CONTROL_C, Terminal, ordinary, terminal
+from typer.testing import CliRunner
+
+from layerloom.composer import Family
+from layerloom.server.commands.app import app
+from layerloom.server.commands.room import room_of
 
 # Nothing that vLLM's log is asked for with.
 QUIET = {name: value for name, value in ENVIRONMENT.items() if name != "VLLM_LOGGING_LEVEL"}
@@ -45,12 +50,15 @@ def address(shown: Terminal) -> str:
     return found[1]
 
 
-def test_it_says_what_it_does_and_then_what_is_served(greeted: Terminal) -> None:
+def test_it_says_what_it_does_and_then_what_is_served(greeted: Terminal, family: Path) -> None:
     text = greeted.text
     for step in ("starting vLLM", "loading the base", "making the compositions"):
         assert step in text
     for said in ("  models  ", "math+swahili", "math+auto", "MB for compositions; 1 made yet", "/docs", "/studio"):
         assert said in text
+    # What doctor says beforehand.
+    bank = re.search(r"bank +([\d.]+) MB", text)
+    assert bank and float(bank[1]) == pytest.approx(room_of(Family.load(family), 10**12).all / 1e6, rel=0.1)
     # Neither vLLM's log nor what its libraries complain of.
     assert not re.search(r"pid=\d+|WARNING|INFO|Warning|Triton", text)
     url = address(greeted)
@@ -132,7 +140,5 @@ def test_a_port_that_somebody_has(family: Path) -> None:
 
 
 def test_options_of_vllm() -> None:
-    done = subprocess.run(
-        [COMMAND, "serve", "--vllm-help", "max-model-len"], capture_output=True, text=True, check=True
-    )
-    assert "--max-model-len" in done.stdout and not done.stderr
+    result = CliRunner().invoke(app, ["serve", "--vllm-help", "max-model-len"])
+    assert result.exit_code == 0 and "--max-model-len" in result.stdout
