@@ -62,7 +62,7 @@ def new_file(path: Path) -> Iterator[tuple[Writer, Path]]:
     Whatever else happens, nothing is left. Raises ComposeError when `path` exists or cannot be written.
     """
     if path.exists():
-        raise ComposeError(f"{path}: exists")
+        raise ComposeError(f"{path}: exists: name another, or remove it")
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

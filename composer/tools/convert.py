@@ -40,7 +40,7 @@ def convert(directory: Path, out: Path | None = None, max_shard_bytes: int = MAX
     out = directory.with_name(f"{directory.name}-safetensors") if out is None else Path(out).expanduser().absolute()
     files, name = pickles(directory)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ComposeError(f"{out}: exists and is not an empty directory")
+        raise ComposeError(f"{out}: exists and is not an empty directory: name another, or empty it")
     partial = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
     notes: list[str] = []
     try:

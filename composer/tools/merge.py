@@ -89,7 +89,7 @@ def merge(
     plan = family.plan(name)
     out = Path(out).expanduser().absolute()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ComposeError(f"{out}: exists and is not an empty directory")
+        raise ComposeError(f"{out}: exists and is not an empty directory: name another, or empty it")
     partial = out.with_name(f".{out.name}.{secrets.token_hex(4)}.partial")
     try:
         partial.mkdir(parents=True)

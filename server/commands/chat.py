@@ -42,7 +42,8 @@ def chat(
 ) -> None:
     """Talk to a family in the terminal.
 
-    Reads lines from standard input, which may be a file. /help says what can be typed besides.
+    As in: layerloom chat demo, or layerloom chat --url http://localhost:8000. /help says what can be typed besides what
+    is asked. Standard input may be a file: then answers, and nothing else, go to standard output.
     """
     from .talking import Engine, Server, Wishes
 

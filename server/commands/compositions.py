@@ -20,7 +20,11 @@ def merge(
     name: Name,
     output: Annotated[Path, typer.Option("--output", "-o", help="directory to write; must not exist or be empty")],
 ) -> None:
-    """Write a composition as an ordinary checkpoint."""
+    """Write a composition as an ordinary checkpoint.
+
+    In Hugging Face's format, with tokenizer and chat template, for any program that loads one. As in: layerloom merge
+    demo math+swahili -o merged
+    """
     loaded = load_family(family, name)
     from layerloom import composer
 
@@ -40,7 +44,7 @@ def verify(
 ) -> None:
     """Compare a composition with a checkpoint, bit by bit.
 
-    Exit status 1 says that they differ, and lists the tensors.
+    Exit status 1 says that they differ, and which tensors do. As in: layerloom verify demo math+sw --against merged
     """
     loaded = load_family(family, name)
     from layerloom import composer
@@ -76,7 +80,10 @@ def plan(
         ),
     ] = False,
 ) -> None:
-    """Show which expert each layer of a composition comes from."""
+    """Show which expert each layer of a composition comes from.
+
+    And whose chat template it has. As in: layerloom plan demo math+swahili
+    """
     loaded = load_family(family, name)
     planned, speaker = loaded.plan(name), loaded.speaker(name)
     if as_json:

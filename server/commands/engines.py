@@ -79,7 +79,7 @@ def serve(
 ) -> None:
     """Serve a family over the OpenAI API.
 
-    Any option of `vllm serve` may follow: --vllm-help shows them.
+    As in: layerloom serve demo. Any option of `vllm serve` may follow: --vllm-help shows them.
     """
     need_vllm()
     from layerloom.server.http.startup import Startup, wants_log
@@ -129,7 +129,11 @@ def generate(
     max_tokens: Annotated[int, typer.Option(min=1, help="of an answer")] = 64,
     as_json: Annotated[bool, typer.Option("--json", help="a JSON object a line: model, text, token_ids")] = False,
 ) -> None:
-    """Continue prompts with one composition, greedily."""
+    """Continue prompts with one composition, greedily.
+
+    In an engine of its own, of texts as they are: chat has the chat template. As in: layerloom generate demo --model
+    math+swahili --prompt "Asha ana ndizi 5."
+    """
     need_vllm()
     hush_vllm()
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")

@@ -30,12 +30,16 @@ def extract(
     error_bound: Annotated[
         float | None, typer.Option(help="for auto: the share of each tensor's change that may be lost, as in 0.1")
     ] = None,
-    rank: Annotated[int, typer.Option(min=1, max=1 << 16, help="for lowrank")] = 16,
+    rank: Annotated[int, typer.Option(min=1, max=1 << 16, help="for lowrank: of its matrices")] = 16,
     everything: Annotated[
         bool, typer.Option("--everything", help="use the codec for norms, biases and the stem too")
     ] = False,
 ) -> None:
-    """Write what an expert changes as a small file."""
+    """Write what an expert changes as a small file.
+
+    A delta archive, which can stand for the expert in family.yaml. As in: layerloom extract base math -o
+    math.safetensors
+    """
     from layerloom import composer
     from layerloom.composer import ComposeError
     from layerloom.composer.sources import codecs
@@ -76,7 +80,7 @@ def inspect(
 ) -> None:
     """Show what an expert, or each of a family, changes.
 
-    By layer and module: its size, how far it is from the base, and what its codec lost.
+    By layer and module: its size, how far it is from the base, and what its codec lost. As in: layerloom inspect demo
     """
     from layerloom import composer
     from layerloom.composer import ComposeError
@@ -118,14 +122,14 @@ def suggest(
         bool,
         typer.Option(
             "--json",
-            help="one JSON object: name (to try), bottom, top, transition, is_clear, reasoning, and of each layer the "
-            "share of change of language and of task",
+            help="one JSON object: name (to try), bottom, top, transition, is_clear, reasoning; language and task: "
+            "the share of change in each layer; kept and preset: the shares that this split and the paper's keep",
         ),
     ] = False,
 ) -> None:
     """Propose how to split layers between two experts.
 
-    A heuristic, from where the two change the base, and a name to try.
+    A heuristic, from where the two change the base, and a name to try. As in: layerloom suggest demo math+swahili
     """
     loaded = load_family(family, name)
     from layerloom import composer

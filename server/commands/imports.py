@@ -20,7 +20,10 @@ def import_mergekit(
     task: Annotated[list[str] | None, typer.Option(help="an expert that is a task; repeat it for more")] = None,
     language: Annotated[list[str] | None, typer.Option(help="an expert that is a language")] = None,
 ) -> None:
-    """Make a family.yaml of a mergekit configuration."""
+    """Make a family.yaml of a mergekit configuration.
+
+    In which that is a composition. As in: layerloom import-mergekit merge.yml
+    """
     from layerloom import composer
 
     made = composer.import_mergekit(file, output, base, name, task or (), language or ())
@@ -36,7 +39,10 @@ def convert(
         Path | None, typer.Option("--output", "-o", help="directory to write; by default DIR-safetensors")
     ] = None,
 ) -> None:
-    """Write pickled weights (.bin) as safetensors."""
+    """Write pickled weights (.bin) as safetensors.
+
+    None of the code that a pickle may hold is run. As in: layerloom convert my-model
+    """
     with err.status("converting"):
         from layerloom import composer
 
