@@ -39,6 +39,7 @@ STEPS = (
         "making room for compositions and for the KV cache",
     ),
     (re.compile(r"\w+ KV cache size"), "warming up"),
+    (re.compile("Using cache directory|Warming up model for the compilation"), "compiling, which takes long once"),
     (re.compile("Supported tasks"), "preparing the API"),
     (re.compile("layerloom: makes .* before"), "making the compositions that are to be there"),
 )
