@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-from asking import QUESTION, ask
+from asking import LISTED, QUESTION, ask
 from installed import PYTHON, QUIET, ROOT, need
 from openai import OpenAI
 from serving import KEY, Server, free_port, stop, wait_until
@@ -60,6 +60,10 @@ def environment(demo: Server, **more: str) -> dict[str, str]:
 @pytest.mark.parametrize("name", ["math+swahili", "tutor", "Math + SW"])
 def test_every_composition_is_behind_the_wildcard(proxy: OpenAI, name: str) -> None:
     assert ask(proxy, f"layerloom/{name}").choices[0].message.content == "8"
+
+
+def test_the_proxy_lists_what_the_family_has(proxy: OpenAI) -> None:
+    assert [model.id for model in proxy.models.list()] == [f"layerloom/{name}" for name in LISTED]
 
 
 def test_the_proxy_streams(proxy: OpenAI) -> None:

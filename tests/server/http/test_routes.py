@@ -30,7 +30,7 @@ def test_only_health_version_and_docs_are_open(demo: Server) -> None:
         p for _, p in every
     }
     for method, path in every:
-        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}):
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": KEY}, {"X-Api-Key": "wrong"}):
             status = httpx.request(method, demo.url + path, headers=headers, timeout=30).status_code
             assert (status == 401) == (path not in OPEN), (method, path, headers, status)
     for path in ("/health/", "//health", "/nowhere", "/v1/models/x", "/metrics/"):
