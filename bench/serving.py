@@ -19,6 +19,7 @@ import argparse
 import json
 import math
 import os
+import shlex
 import statistics
 import subprocess
 import sys
@@ -181,7 +182,7 @@ def main() -> None:
         added = sum(sizes[name] for name in family.base.stem) + sum(sizes[n] for i in own for n in family.base.layer(i))
         report = Report(
             options.csv,
-            command=f"python bench/serving.py {'--eager ' if options.eager else ''}--rounds {options.rounds}",
+            command=shlex.join(["python", "bench/serving.py", *sys.argv[1:]]),
             model=f"a random Llama of {sum(sizes.values()) / 1e6:.0f} M parameters, {family.depth} layers",
             asked=f"{count} requests, 24 + {tokens} tokens, {options.rounds} rounds, {facts_of(options)}",
             adds=f"{len(own)} of {family.depth} layers and the stem, {added / sum(sizes.values()):.0%} of a model",

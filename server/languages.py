@@ -6,7 +6,7 @@ bench/languages.py measures both, and what is chosen here comes from its table.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
 from itertools import islice
 from typing import Any
@@ -69,6 +69,10 @@ class Languages:
         """Loads now what the first conversation would wait for, some tenths of a second."""
         if self.experts:
             self.tell("lugha")
+
+    def meant(self, composition: Composition, turns: Callable[[], Sequence[str]], accept: str = "") -> Composition:
+        """`composition`, or what it is in the language of what `turns` gives, where its own is "auto"; as `choose`."""
+        return self.choose(composition, turns(), accept) if composition.is_auto else composition
 
     def choose(self, composition: Composition, turns: Sequence[str], accept: str = "") -> Composition:
         """What `composition`, whose language is "auto", is in a conversation.

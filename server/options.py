@@ -2,7 +2,6 @@
 
 import os
 import sys
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,6 +11,7 @@ from vllm.platforms import current_platform
 
 from layerloom.composer import ComposeError, Family, Plan
 from layerloom.kernels.assign import MOST_SLOTS
+from layerloom.server.versions import vllm_plugins
 
 # Compositions are light for the scheduler: many may share a batch, and all that fit in memory stay ready.
 MAX_IN_BATCH = 32
@@ -31,9 +31,7 @@ READ_AS_OURS = (None, "auto", "hf", "safetensors")
 def prepare_environment() -> None:
     """What vLLM reads from the environment; set before an engine or a server is built."""
     # Naming one plugin leaves out all others, so those vLLM would have loaded anyway are named too.
-    groups = ("vllm.general_plugins", "vllm.platform_plugins")
-    default = ",".join(sorted({plugin.name for group in groups for plugin in entry_points(group=group)}))
-    plugins = os.environ.setdefault("VLLM_PLUGINS", default).split(",")
+    plugins = os.environ.setdefault("VLLM_PLUGINS", ",".join(sorted(vllm_plugins()))).split(",")
     if "layerloom" not in plugins:
         os.environ["VLLM_PLUGINS"] = ",".join([*plugins, "layerloom"])
     os.environ[OURS] = "1"

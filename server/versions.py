@@ -1,6 +1,6 @@
 """versions: which vLLM this layerloom works with, told without importing it."""
 
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from importlib.util import find_spec
 
 from packaging.version import Version
@@ -23,6 +23,12 @@ def installed(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def vllm_plugins() -> set[str]:
+    """The names that VLLM_PLUGINS chooses from; where it is not set vLLM loads all of them."""
+    groups = ("vllm.general_plugins", "vllm.platform_plugins")
+    return {plugin.name for group in groups for plugin in entry_points(group=group)}
 
 
 def vllm_version() -> str | None:

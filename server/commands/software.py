@@ -11,7 +11,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from layerloom.server.versions import PACKAGES, installed, trouble_with_vllm, vllm_version
+from layerloom.server.versions import PACKAGES, installed, trouble_with_vllm, vllm_plugins, vllm_version
 
 from .findings import FINE, NOTE, STOP, Finding
 
@@ -108,8 +108,7 @@ def look_at_names() -> list[Finding]:
     given = os.environ.get("VLLM_PLUGINS")
     if given is None:
         return []
-    groups = ("vllm.general_plugins", "vllm.platform_plugins")
-    known = {point.name for group in groups for point in entry_points(group=group)}
+    known = vllm_plugins()
     asked = {name.strip() for name in given.split(",") if name.strip()}
     text = f"VLLM_PLUGINS is {given}"
     if asked - known:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from .console import FamilyPath, err, say, show
+from .console import FamilyPath, err, hush_vllm, need_vllm, say, show
 from .progress import load_family, progress
 from .tables import show_table
 
@@ -55,8 +55,9 @@ def sweep(
 
     In the directory: scores.jsonl, with which it goes on after a stop; grid.png; best.yaml, for family.yaml.
     """
-    for name, value in {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1"}.items():
-        os.environ.setdefault(name, value)
+    need_vllm()
+    hush_vllm()
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     from layerloom.composer import ComposeError
     from layerloom.server.sweep.questions import KINDS, Manner, digest_of, read_questions
     from layerloom.server.sweep.recipes import grid, numbers

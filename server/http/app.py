@@ -138,8 +138,6 @@ class Embedded:
                 logger.exception("layerloom: the engine did not start")
             raise
         self.app.state = state
-        # What stands before the routes has changed, and requests that came too early have had it built.
-        self.app.middleware_stack = None
 
     async def _stop(self) -> None:
         state, self.app.state = self.app.state, self._idle

@@ -3,7 +3,7 @@
 import asyncio
 import os
 from argparse import Namespace
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -13,6 +13,7 @@ from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.lora.request import LoRARequest
 
+from layerloom.server.languages import turns_of
 from layerloom.server.options import load_family, lora_request
 from layerloom.server.voices import SPEAKING, Voices
 
@@ -23,6 +24,7 @@ from .lifetime import Lifetime
 from .living import Living
 from .operators import router
 from .ready import announce
+from .said import said_in
 from .series import keep_showing, label_of, series
 from .visit import VISIT, Adapters, Refused, Visit, told
 from .watching import watch
@@ -36,16 +38,21 @@ UNWRITABLE = (
 class Resolver:
     """Turns a model name into the adapter vLLM serves it with, and holds it for the request that asked."""
 
-    def __init__(self, living: Living, leases: Leases, voices: Voices) -> None:
+    def __init__(self, living: Living, leases: Leases, voices: Voices, stored: Mapping[str, Any]) -> None:
         self.living = living
         self.leases = leases
         self.voices = voices
+        self.stored = stored
+        """The messages before each answer that vLLM keeps for those that follow on it, where it is told to keep any."""
 
     async def resolve_lora(self, name: str) -> LoRARequest:
         """Stands in for OpenAIServingModels.resolve_lora. Raises vLLM's own errors, which become 404 and 400."""
         visit = VISIT.get(None) or Visit("")
         with told():
-            request = lora_request(self.living.plan_for(name, visit))
+            plan = self.living.plan_for(name, lambda: self._turns(visit), visit.accept)
+            if self.living.parse(name).is_auto:
+                visit.chosen = plan.name
+            request = lora_request(plan)
             speaking = self.voices.of(request.lora_name)
             if visit.generates:
                 await self.leases.let_pass()
@@ -53,6 +60,12 @@ class Resolver:
         visit.adapters[name] = request
         SPEAKING.set(speaking)
         return request
+
+    def _turns(self, visit: Visit) -> list[str]:
+        """What the user has said, in this request and in those that it follows on."""
+        asked, tokenizer = visit.asked, self.voices.renderer.tokenizer
+        before = self.stored.get(str(asked.get("previous_response_id")))
+        return turns_of(before) + said_in(asked, tokenizer.decode if tokenizer else None)
 
     def holding(self, generate: Callable[..., AsyncIterator[Any]]) -> Callable[..., AsyncIterator[Any]]:
         """An engine client's `generate`, for requests that hold their composition as long as they run.
@@ -121,8 +134,8 @@ class LayerloomEndpoints:
             leases.on_made = seconds.observe
         voices = Voices(family, engine_client)
         living = state.layerloom_living = Living(settings, family, leases, voices, *place_of(engine_client))
-        living.stored = getattr(getattr(state, "openai_serving_responses", None), "msg_store", {})
-        resolver = Resolver(living, leases, voices)
+        stored = getattr(getattr(state, "openai_serving_responses", None), "msg_store", {})
+        resolver = Resolver(living, leases, voices, stored)
         models: OpenAIServingModels = state.openai_serving_models
         models.resolve_lora = resolver.resolve_lora
         models.lora_requests = Adapters()

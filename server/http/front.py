@@ -1,7 +1,6 @@
 """front: what stands before vLLM's routes: the API key, requests' leases, and 503 where there is no engine to ask."""
 
 import hashlib
-import json
 from argparse import Namespace
 from secrets import compare_digest
 from typing import Any
@@ -49,22 +48,24 @@ class Front:
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if scope.get("method") != "OPTIONS" and not self._may(path, Headers(scope=scope)):
+        headers = Headers(scope=scope)
+        if scope.get("method") != "OPTIONS" and not self._may(path, headers):
             return await error(401, "Unauthorized", "the API key is missing or wrong")(scope, receive, send)
-        if self.admin is not None and not self._may_change(path, Headers(scope=scope)):
+        if self.admin is not None and not self._may_change(path, headers):
             reason = "this needs the admin key: as the API key (Authorization: Bearer …), or in X-Admin-Key"
             return await error(403, "Forbidden", reason)(scope, receive, send)
         server = scope["app"].state.layerloom
         if server.ending:
             return await unavailable(server.ending)(scope, receive, send)
+        visit = Visit(path, headers.get("Accept-Language", ""))
+        receive = visit.reading(receive)
         if path == "/invocations":
-            scope, receive = await with_adapter(scope, receive)
-        visit = Visit(path, Headers(scope=scope).get("Accept-Language", ""))
+            scope, receive = await with_adapter(visit, scope, receive)
         SPEAKING.set(None)
         token = VISIT.set(visit)
         answer = Answer(visit, server, scope, receive, send)
         try:
-            await self.app(scope, visit.reading(receive), answer)
+            await self.app(scope, receive, answer)
         finally:
             VISIT.reset(token)
             if not answer.complete:
@@ -133,19 +134,12 @@ def error(status: int, kind: str, reason: str, headers: dict[str, str] | None = 
     return JSONResponse(content, status, headers)
 
 
-async def with_adapter(scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
+async def with_adapter(visit: Visit, scope: Scope, receive: Receive) -> tuple[Scope, Receive]:
     """SageMaker's route takes a model from a header alone, and the base without it: the body's `model` goes there."""
-    messages, body = [], b""
-    while True:
-        message = await receive()
-        messages.append(message)
-        body += message.get("body", b"")
-        if not message.get("more_body"):
-            break
-    try:
-        model = json.loads(body).get("model")
-    except (ValueError, AttributeError, RecursionError):
-        model = None
+    messages = [await receive()]
+    while messages[-1].get("more_body"):
+        messages.append(await receive())
+    model = visit.asked.get("model")
 
     async def again() -> Message:
         return messages.pop(0) if messages else await receive()

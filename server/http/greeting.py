@@ -3,7 +3,8 @@
 import json
 import shlex
 from argparse import Namespace
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from textwrap import wrap
 from typing import Any
 
 from layerloom.composer import Family
@@ -31,7 +32,7 @@ def greeting(family: Family, auto: Sequence[str], args: Namespace, keys: bool, s
     }
     lines = ["", f"{family.root.name} is served at {url}  (ready in {said['seconds']:.0f} s)", ""]
     for label, text in rows.items():
-        first, *rest = wrapped(text.split(" "), WIDTH - 10)
+        first, *rest = wrap(text, WIDTH - 10, break_long_words=False, break_on_hyphens=False)
         lines += [f"  {label:<8}{first}", *(f"{'':10}{line}" for line in rest)]
     return "\n".join([*lines, "", *curl(url, args, asked_first(family), family.example or HELLO, keys), ""])
 
@@ -41,16 +42,6 @@ def joined(family: Family, args: Namespace) -> str:
     count = args.data_parallel_size_local or 1
     head = f"{args.data_parallel_address or 'the first host'}"
     return f"{count} engine{'s' if count > 1 else ''} of {family.root.name} up, for the server at {head}"
-
-
-def wrapped(words: Iterable[str], width: int) -> list[str]:
-    """Lines of whole words."""
-    lines = [""]
-    for word in words:
-        if lines[-1] and len(lines[-1]) + 1 + len(word) > width:
-            lines.append("")
-        lines[-1] += f"{' ' if lines[-1] else ''}{word}"
-    return lines
 
 
 def asked_first(family: Family) -> str:

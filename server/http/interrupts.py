@@ -15,9 +15,16 @@ SOON = 0.3
 """Seconds that processes have to end by themselves, when there is nothing that they still have to do."""
 
 
-def end_all(status: int = STATUS) -> NoReturn:
-    """Ends every process that this one has started, and this one."""
+def end_all(last: Callable[[], None] | None = None) -> NoReturn:
+    """Ends every process that this one has started, and, after `last`, this one."""
     make_end(started())
+    if last is not None:
+        last()
+    exit_now(STATUS)
+
+
+def exit_now(status: int) -> NoReturn:
+    """Ends this process without Python's own end, which can hang."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
@@ -46,13 +53,11 @@ def make_end(processes: Iterable[psutil.Process]) -> None:
 def end_at_once(stop: Callable[[], None]) -> None:
     """Until something else takes Ctrl-C: it ends all that has been started. `stop` cleans up after it."""
 
-    def interrupted(*_: object) -> None:
-        make_end(started())
+    def said() -> None:
         stop()
         print("stopped", file=sys.stderr)
-        end_all()
 
-    signal.signal(signal.SIGINT, interrupted)
+    signal.signal(signal.SIGINT, lambda *_: end_all(said))
 
 
 def watch_for_second() -> None:

@@ -2,10 +2,8 @@
 
 import asyncio
 import os
-import sys
 import time
 from threading import Thread, Timer
-from typing import NoReturn
 
 import psutil
 from starlette.datastructures import State
@@ -13,6 +11,7 @@ from vllm.engine.protocol import EngineClient
 from vllm.logger import init_logger
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from .interrupts import exit_now
 from .leases import Leases
 
 logger = init_logger("vllm.layerloom")
@@ -122,9 +121,3 @@ def exit_after(seconds: float, status: int) -> None:
     timer = Timer(seconds, exit_now, [status])
     timer.daemon = True
     timer.start()
-
-
-def exit_now(status: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)

@@ -1,7 +1,7 @@
 """living: the family that a server serves, what its names mean, and how another takes its place."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -14,14 +14,12 @@ from vllm.logger import init_logger
 from layerloom.composer import ComposeError, Composition, Family, Plan
 from layerloom.composer.errors import in_a_line
 from layerloom.server.engine.families import ABSENT, BROKEN, LOADING, READY, SWITCHED, State
-from layerloom.server.languages import Languages, turns_of
+from layerloom.server.languages import Languages
 from layerloom.server.options import load_family, lora_request
 from layerloom.server.voices import Voices
 
 from .leases import LATEST, LONGEST, Leases, Unavailable
-from .said import said_in
 from .series import series
-from .visit import Visit
 
 logger = init_logger("vllm.layerloom")
 
@@ -50,8 +48,6 @@ class Living:
         self.index, self.servers = index, servers
         self.leases = leases
         self.voices = voices
-        self.stored: Mapping[str, Any] = {}
-        """The messages before each answer that vLLM keeps for those that follow on it, where it is told to keep any."""
         self._one = asyncio.Lock()
         self.called = asyncio.Event()
         """Another server may be about to load the family."""
@@ -71,16 +67,9 @@ class Living:
         self.plan: Callable[[str], Plan] = lru_cache(MOST_PLANS)(lambda name: family.plan(self.parse(name)))
         self.voices.speak_for(family)
 
-    def plan_for(self, name: str, visit: Visit) -> Plan:
-        """What a name means to who asks. Raises ComposeError."""
-        composition = self.parse(name)
-        if not composition.is_auto:
-            return self.plan(name)
-        asked, tokenizer = visit.asked, self.voices.renderer.tokenizer
-        before = self.stored.get(str(asked.get("previous_response_id")))
-        turns = turns_of(before) + said_in(asked, tokenizer.decode if tokenizer else None)
-        visit.chosen = self.languages.choose(composition, turns, visit.accept).name
-        return self.plan(visit.chosen)
+    def plan_for(self, name: str, turns: Callable[[], Sequence[str]], accept: str = "") -> Plan:
+        """What a name means to who has said `turns`. Raises ComposeError."""
+        return self.plan(self.languages.meant(self.parse(name), turns, accept).name)
 
     async def preload(self) -> None:
         """Has what the family says made, and pinned; what cannot be made is logged, and is an error when asked for."""

@@ -19,7 +19,7 @@ from layerloom.server.options import engine_options
 from . import lifetime
 from .front import ADMIN_KEY, api_keys
 from .greeting import greeting, joined
-from .interrupts import end_at_once, make_end, watch_for_second
+from .interrupts import end_at_once, exit_now, make_end, watch_for_second
 from .startup import Startup
 from .watching import forward_hangups
 
@@ -104,7 +104,7 @@ def run(family: Family, args: Any, startup: Startup) -> None:
     make_end(startup.processes)
     if lifetime.failed:
         # Python's own end can hang on what a dead engine has left behind.
-        lifetime.exit_now(1)
+        exit_now(1)
 
 
 def memory_of(text: str) -> int:

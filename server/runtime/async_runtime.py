@@ -175,7 +175,7 @@ class AsyncRuntime:
             parsed = parse_model_prompt(engine.model_config, prompt)
             return (await engine.renderer.render_cmpl_async([parsed]))[0]
 
-        plan = self._plan(model, lambda: turns_in(prompt, engine.renderer.get_tokenizer().decode))
+        plan = self._living.plan_for(model, lambda: turns_in(prompt, engine.renderer.get_tokenizer().decode))
         return self._said(plan, rendered, of_kind(kind, sampling_params(params, sampling)))
 
     def _reply(
@@ -194,14 +194,8 @@ class AsyncRuntime:
         async def rendered() -> Any:
             return (await renderer.render_chat_async([list(messages)], form))[1][0]
 
-        plan = self._plan(model, lambda: turns_of(list(messages)))
+        plan = self._living.plan_for(model, lambda: turns_of(list(messages)))
         return self._said(plan, rendered, of_kind(kind, sampling_params(params, sampling)))
-
-    def _plan(self, name: str, turns: Callable[[], list[str]]) -> Plan:
-        composition = self._living.parse(name)
-        if composition.is_auto:
-            name = self._living.languages.choose(composition, turns()).name
-        return self._living.plan(name)
 
     async def _said(self, plan: Plan, rendered: Callable[[], Awaitable[Any]], params: SamplingParams) -> Answers:
         request = None if plan.is_base else lora_request(plan)

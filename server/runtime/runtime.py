@@ -147,10 +147,7 @@ class Runtime:
             raise ValueError(f"{len(models)} models for {len(inputs)} {kind}")
         found = [self.family.parse(name, self.allow_recipes) for name in models]
         said = zip(found, inputs, strict=True)
-        return [
-            self.family.plan(self.languages.choose(named, turns(asked)) if named.is_auto else named)
-            for named, asked in said
-        ]
+        return [self.family.plan(self.languages.meant(named, partial(turns, asked))) for named, asked in said]
 
     def _decode(self, ids: list[int]) -> str:
         return str(self._stepper.ask(lambda: self.llm.get_tokenizer().decode(ids)))

@@ -1,6 +1,7 @@
 """examiner: what compositions make of questions, by one engine."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
 from vllm import SamplingParams
@@ -16,6 +17,7 @@ class Examiner:
     def __init__(self, runtime: Runtime, pair: str, questions: Sequence[Question], manner: Manner) -> None:
         self.runtime = runtime
         self.manner = manner
+        self._compares = bool({"logprob", "choice"} & set(manner.kinds))
         self.tokenizer: Any = runtime.llm.get_tokenizer()
         voice = runtime.family.voice(pair)
         self.template = voice.template(False) if manner.chat else None
@@ -44,49 +46,40 @@ class Examiner:
         models: list[str] = []
         prompts: list[Any] = []
         params: list[SamplingParams] = []
-        readers: list[Callable[[Any], Any]] = []
-
-        def ask(name: str, ids: list[int], sampled: SamplingParams, read: Callable[[Any], Any]) -> None:
-            models.append(name)
-            prompts.append({"prompt_token_ids": ids})
-            params.append(sampled)
-            readers.append(read)
-
         generated = SamplingParams(temperature=0.0, max_tokens=self.manner.max_tokens)
         scored = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
-        for name in names:
-            for row in rows:
-                asked = self.asked[row]
-                if "exact" in self.manner.kinds:
-                    ask(name, asked.prompt, generated, lambda output: output.outputs[0].text)
-                if {"logprob", "choice"} & set(self.manner.kinds):
-                    for answer in asked.answers:
-                        ask(name, asked.prompt + answer, scored, last_logprobs(len(answer)))
-        outputs = iter(zip(readers, self.runtime.generate(models, prompts, params), strict=True))
+        asked_of = list(product(names, rows))
+        for name, row in asked_of:
+            for ids, sampled in self._asked(row, generated, scored):
+                models.append(name)
+                prompts.append({"prompt_token_ids": ids})
+                params.append(sampled)
+        outputs = iter(self.runtime.generate(models, prompts, params))
+        return {(name, row): self._scores(self.asked[row], outputs) for name, row in asked_of}
 
-        def following() -> Any:
-            read, output = next(outputs)
-            return read(output)
+    def _asked(
+        self, row: int, generated: SamplingParams, scored: SamplingParams
+    ) -> Iterator[tuple[list[int], SamplingParams]]:
+        asked = self.asked[row]
+        if "exact" in self.manner.kinds:
+            yield asked.prompt, generated
+        if self._compares:
+            yield from ((asked.prompt + answer, scored) for answer in asked.answers)
 
-        found: dict[tuple[str, int], dict[str, float]] = {}
-        for name in names:
-            for row in rows:
-                asked, score = self.asked[row], found.setdefault((name, row), {})
-                if "exact" in self.manner.kinds:
-                    score["exact"] = float(is_right(following(), asked.answer))
-                if {"logprob", "choice"} & set(self.manner.kinds):
-                    sums = [following() for _ in asked.answers]
-                    score["logprob"] = sums[0]
-                    if "choice" in self.manner.kinds:
-                        score["choice"] = float(sums[0] == max(sums) and sums.count(sums[0]) == 1)
-        return found
+    def _scores(self, asked: Asked, outputs: Iterator[Any]) -> dict[str, float]:
+        """Takes as many outputs as `_asked` gave prompts."""
+        score = {}
+        if "exact" in self.manner.kinds:
+            score["exact"] = float(is_right(next(outputs).outputs[0].text, asked.answer))
+        if self._compares:
+            sums = [last_logprob(next(outputs), len(answer)) for answer in asked.answers]
+            score["logprob"] = sums[0]
+            if "choice" in self.manner.kinds:
+                score["choice"] = float(sums[0] == max(sums) and sums.count(sums[0]) == 1)
+        return score
 
 
-def last_logprobs(count: int) -> Callable[[Any], float]:
+def last_logprob(output: Any, count: int) -> float:
     """The summed log-probability of the last `count` tokens of a prompt."""
-
-    def read(output: Any) -> float:
-        ids, logprobs = output.prompt_token_ids, output.prompt_logprobs
-        return sum(logprobs[at][ids[at]].logprob for at in range(len(ids) - count, len(ids)))
-
-    return read
+    ids, logprobs = output.prompt_token_ids, output.prompt_logprobs
+    return sum(logprobs[at][ids[at]].logprob for at in range(len(ids) - count, len(ids)))

@@ -13,8 +13,6 @@ from layerloom.composer.files import naming
 from .questions import KINDS
 from .sweep import Scores, summary
 
-OPTIONS = ("bottom", "top", "transition", "weight", "stem")
-
 
 def rows_of(scores: Scores, names: Sequence[str], asked: Sequence[int]) -> list[dict[str, Any]]:
     """Each recipe with the mean of every score over these questions, and its standard error."""

@@ -8,6 +8,16 @@ NAMES = ["base", "math", "swahili", "bengali", "math+swahili", "math+bengali", "
 LISTED = [*NAMES, "math+auto"]
 QUESTION = "Asha ana ndizi 5. Asha ananunua ndizi 3. Sasa Asha ana ndizi ngapi?"
 STORY = "Asha ana ndizi 5."
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "right": {"type": "boolean"},
+        "unit": {"enum": ["kg", "m"]},
+        "answer": {"type": "integer", "minimum": 0, "maximum": 99},
+    },
+    "required": ["right", "unit", "answer"],
+    "additionalProperties": False,
+}
 
 
 def user(content: str) -> Any:

@@ -13,22 +13,12 @@ from typing import Any
 
 import jsonschema
 import pytest
-from asking import LISTED, NAMES, QUESTION, ask, user
+from asking import LISTED, NAMES, QUESTION, SCHEMA, ask, user
 from installed import HERE, PYTHON, QUIET, need
 from serving import KEY, Server
 
 BENGALI = "আশার 5টি কলা আছে। সে আরও 3টি কেনে। এখন তার কাছে কয়টি কলা আছে?"
 ENGLISH = "How many bananas does Asha have now?"
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "right": {"type": "boolean"},
-        "unit": {"enum": ["kg", "m"]},
-        "answer": {"type": "integer", "minimum": 0, "maximum": 99},
-    },
-    "required": ["right", "unit", "answer"],
-    "additionalProperties": False,
-}
 NUMBER = {
     "type": "object",
     "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 9}},

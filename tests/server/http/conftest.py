@@ -1,4 +1,4 @@
-"""A browser for the tests of the studio, started once."""
+"""A browser for the tests of the studio."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,8 @@ import pytest
 from browsing import chromium
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
+    # Not longer: where Playwright is, an event loop runs, and the tests of other modules start theirs.
     with chromium() as found:
         yield found

@@ -9,23 +9,13 @@ from typing import Any
 
 import openai
 import pytest
-from asking import LISTED, NAMES, QUESTION, STORY, ask, go_on, user
+from asking import LISTED, NAMES, QUESTION, SCHEMA, STORY, ask, go_on, user
 from openai import AsyncOpenAI
 from serving import Server, wait_until
 
 TOOL = {
     "type": "function",
     "function": {"name": "add", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}},
-}
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "right": {"type": "boolean"},
-        "unit": {"enum": ["kg", "m"]},
-        "answer": {"type": "integer", "minimum": 0, "maximum": 99},
-    },
-    "required": ["right", "unit", "answer"],
-    "additionalProperties": False,
 }
 
 
