@@ -212,7 +212,7 @@ class Family:
             return entry.recipe
         if composition.task is None or composition.language is None:
             return None
-        return with_options(self.recipe, dict(composition.options))
+        return with_options(self.recipe, dict(composition.options), self.depth)
 
     @property
     def pinned(self) -> list[Plan]:

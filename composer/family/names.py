@@ -6,6 +6,7 @@
                 | ("bottom" | "top" | "transition") "=" whole number below 1000
                 | "weight=" decimal from 0 to 1, at most six places   share of language in averaged layers
                 | "stem=" ("language" | "task" | "base" | "average")
+                | "layers=" (0-9 | "x") for every layer of the model, from the first   share of language, in tenths
 
 Experts may be called by their code or an alias. Capitals, blanks around words, and "base:" before the name, as SGLang's
 clients write it, make no difference. The canonical name has the experts' own names, task first, and the options in the
@@ -25,7 +26,7 @@ from rapidfuzz import fuzz, process
 
 from layerloom.composer.errors import ComposeError, UnknownName, listed, quoted
 
-from .recipe import PRESETS
+from .recipe import PRESETS, TENTHS
 
 WORD = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 AUTO = "auto"
@@ -43,6 +44,10 @@ OPTIONS: dict[str, tuple[re.Pattern[str], str]] = {
     "transition": (COUNT, "a whole number below 1000, as in 1"),
     "weight": (SHARE, "a decimal from 0 to 1, as in 0.5"),
     "stem": (re.compile("language|task|base|average"), "one of language, task, base, average"),
+    "layers": (
+        re.compile(f"[{TENTHS}]{{1,200}}"),
+        "tenths of language in each layer, 0 to 9 or x, as in xx505xx",
+    ),
 }
 
 

@@ -32,6 +32,10 @@ PRESETS: dict[str, tuple[int, int, int, int]] = {
 }
 
 
+TENTHS = "0123456789x"
+"""How a name writes a share in one character; x is all of it."""
+
+
 def scaled(layers: int, published: int, depth: int) -> int:
     """A zone of `layers` out of `published`, on a model of `depth`: rounded half up, and 1 at least unless it is 0.
 
@@ -189,10 +193,15 @@ Recipe = Annotated[
 ]
 
 
-def with_options(recipe: AnyRecipe, options: Mapping[str, str]) -> AnyRecipe:
-    """The recipe with a name's options in place of its own. Raises ComposeError if one does not apply to it."""
+def with_options(recipe: AnyRecipe, options: Mapping[str, str], depth: int) -> AnyRecipe:
+    """The recipe with a name's options in place of its own, on a model of `depth` layers.
+
+    Raises ComposeError if one does not apply to it.
+    """
     if not options:
         return recipe
+    if "layers" in options:
+        return layer_by_layer(options, depth, recipe.stem)
     changes: dict[str, Any] = {
         key: int(value) if value.isdigit() and key != "weight" else float(value) if key == "weight" else value
         for key, value in options.items()
@@ -214,6 +223,23 @@ def with_options(recipe: AnyRecipe, options: Mapping[str, str]) -> AnyRecipe:
             f"{', '.join(sorted(unused))}: does not apply to the family's recipe, which is a {recipe.method}"
         )
     return type(recipe).model_validate({**own, **changes})
+
+
+def layer_by_layer(options: Mapping[str, str], depth: int, stem: Source) -> Table:
+    """The table that `layers` among a name's options writes in TENTHS; `stem` where they give none.
+
+    Raises ComposeError where it is of another depth, or beside options that say something of layers too.
+    """
+    beside = options.keys() - {"layers", "stem"}
+    if beside:
+        raise ComposeError(f"{', '.join(sorted(beside))}: cannot go with layers, which says it of every layer")
+    written = options["layers"]
+    if len(written) != depth:
+        raise ComposeError(f"layers={written}: is of {len(written)} layers, and the model has {depth}")
+    shares = [TENTHS.index(tenth) / 10 for tenth in written]
+    # As a layer swap's averaged layers are written, so that equal ones are one page.
+    layers: dict[str, Any] = {str(i): {"language": share, "task": 1.0 - share} for i, share in enumerate(shares)}
+    return Table(method="table", layers=layers, stem=options.get("stem", stem))
 
 
 def stem_of(source: str | Mapping[str, float], average: Mapping[str, float] | None, roles: Roles) -> Blend:

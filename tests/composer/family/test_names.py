@@ -23,6 +23,7 @@ values = {
     "transition": counts,
     "weight": st.integers(0, 10**6).map(lambda n: "1" if n == 10**6 else f"0.{n:06d}".rstrip("0").rstrip(".")),
     "stem": st.sampled_from(["language", "task", "base", "average"]),
+    "layers": st.text("0123456789x", min_size=1, max_size=100),
 }
 
 
@@ -171,6 +172,8 @@ def test_unknown_names(text, nearest):
         ("math+swahili@weight=1.5", "weight is a decimal"),
         ("math+swahili@weight=0.50", "not '0.50'"),
         ("math+swahili@weight=nan", "not 'nan'"),
+        ("math+swahili@layers=0.5", "tenths of language in each layer"),
+        ("math+swahili@layers=", "tenths of language in each layer"),
         ("math+swahili@bottom=1,bottom=1", "bottom is given twice"),
         ("math+swahili@bottom=1,bottom=2", "bottom is given twice"),
         ("math+swahili@bottom=1@top=1", "not '1@top=1'"),

@@ -129,15 +129,33 @@ def test_recipes_that_do_not_fit(recipe, roles, message):
 
 def test_options_replace_what_they_name():
     own = LayerSwap(bottom=3, top=2, after_bottom=2, before_top=0, weight=0.25)
-    assert with_options(own, {"bottom": "1"}).zones(8) == (1, 2, 0, 2)
-    assert with_options(own, {"transition": "0"}).zones(8) == (3, 0, 0, 2)
-    fresh = with_options(own, {"preset": "unreasonable", "top": "3"})
+    assert with_options(own, {"bottom": "1"}, 8).zones(8) == (1, 2, 0, 2)
+    assert with_options(own, {"transition": "0"}, 8).zones(8) == (3, 0, 0, 2)
+    fresh = with_options(own, {"preset": "unreasonable", "top": "3"}, 8)
     assert (fresh.zones(32), fresh.weight) == ((6, 0, 0, 3), 0.25)
     soup = RECIPE.validate_python({"method": "soup"})
-    assert with_options(soup, {"weight": "0.25"}).weights == {"language": 0.25, "task": 0.75}
-    assert with_options(soup, {"preset": "paper"}).zones(8) == (1, 1, 1, 1)
+    assert with_options(soup, {"weight": "0.25"}, 8).weights == {"language": 0.25, "task": 0.75}
+    assert with_options(soup, {"preset": "paper"}, 8).zones(8) == (1, 1, 1, 1)
     with pytest.raises(ComposeError, match="bottom: does not apply"):
-        with_options(soup, {"bottom": "1"})
+        with_options(soup, {"bottom": "1"}, 8)
+
+
+def test_a_name_may_write_a_table():
+    own = LayerSwap(bottom=3, stem="task")
+    table = with_options(own, {"layers": "xx910000"}, 8)
+    # What a layer swap averages is the same blend to the last bit, and so the same page.
+    averaged = [LayerSwap(bottom=0, top=0, transition=4, weight=weight).blends(8, ROLES)[0][0] for weight in (0.9, 0.1)]
+    layers, stem = table.blends(8, ROLES)
+    assert layers[2:4] == averaged and stem == (("math", 1.0),)
+    swapped, _ = LayerSwap(bottom=2, top=0, transition=0).blends(8, ROLES)
+    assert with_options(own, {"layers": "xx000000", "stem": "language"}, 8).blends(8, ROLES) == (
+        swapped,
+        (("swahili", 1.0),),
+    )
+    with pytest.raises(ComposeError, match="layers=xx0: is of 3 layers, and the model has 8"):
+        with_options(own, {"layers": "xx0"}, 8)
+    with pytest.raises(ComposeError, match="bottom, weight: cannot go with layers"):
+        with_options(own, {"layers": "xx000000", "weight": "1", "bottom": "2"}, 8)
 
 
 def test_blends_are_canonical():
