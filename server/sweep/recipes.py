@@ -1,10 +1,11 @@
-"""recipes: the compositions of a grid."""
+"""recipes: the compositions of a grid, or of a space that is searched."""
 
 import re
 from collections.abc import Mapping, Sequence
 from itertools import product
 
 from layerloom.composer import ComposeError, Family
+from layerloom.composer.family.recipe import TENTHS
 
 NUMBERS = re.compile(r"\d+(?:\.\.\d+)?(?:,\d+(?:\.\.\d+)?)*")
 MOST = 1000
@@ -23,19 +24,29 @@ def numbers(option: str, text: str) -> list[int]:
     return sorted(set(found))
 
 
+def pair_of(family: Family, task: str, language: str) -> str:
+    """The canonical name of a pair. Raises ComposeError where the two are none."""
+    composition = family.parse(f"{task}+{language}")
+    if composition.is_auto or not (composition.task and composition.language):
+        raise ComposeError(f"{composition.name}: a sweep is of a task and a language, as in math+swahili")
+    return composition.name
+
+
+def tenths(step: int) -> str:
+    """What a layer may have of the language, in steps of so many tenths."""
+    return TENTHS[::step]
+
+
 def grid(family: Family, pair: str, ranges: Mapping[str, Sequence[object]]) -> list[str]:
     """The canonical names of `pair` under every recipe of the grid that fits the model, none twice.
 
     Two recipes that come to the same weights are one. Raises ComposeError where none fits.
     """
-    composition = family.parse(pair)
-    if composition.options or not (composition.task and composition.language):
-        raise ComposeError(f"{pair}: a sweep is of a task and a language, as in math+swahili")
     found: dict[str, str] = {}
     for values in product(*ranges.values()):
         options = ",".join(f"{option}={value}" for option, value in zip(ranges, values, strict=True))
         try:
-            plan = family.plan(f"{composition.name}@{options}")
+            plan = family.plan(f"{pair}@{options}")
         except ComposeError as error:
             reason = error
             continue

@@ -13,6 +13,8 @@ from layerloom.composer.files import naming
 from .questions import KINDS
 from .sweep import Scores, summary
 
+MOST_DRAWN = 20
+
 
 def rows_of(scores: Scores, names: Sequence[str], asked: Sequence[int]) -> list[dict[str, Any]]:
     """Each recipe with the mean of every score over these questions, and its standard error."""
@@ -38,6 +40,23 @@ def write_best(family: Family, name: str, row: dict[str, Any], file: Path) -> No
         file.write_text(f"# {said}\n{text}", encoding="utf-8")
 
 
+def draw_layers(family: Family, rows: Sequence[dict[str, Any]], kind: str, file: Path) -> None:
+    """What each layer of the first of these recipes has of the language, a line for each recipe."""
+    shown = rows[:MOST_DRAWN]
+    language = str(family.parse(shown[0]["recipe"]).language)
+    plans = [family.plan(row["recipe"]) for row in shown]
+    values = [[dict(layer.attention).get(language, 0.0) for layer in plan.layers] for plan in plans]
+    figure = Figure(figsize=(3 + 0.22 * family.depth, 1.6 + 0.22 * len(shown)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0, vmax=1)
+    axes.set_yticks(range(len(shown)), [f"{row[kind]:.4g}" for row in shown])
+    axes.set(xlabel="layer", ylabel=kind, title=KINDS[kind])
+    axes.title.set_fontsize(9)
+    figure.colorbar(image, label=f"share of {language}")
+    with naming(file):
+        figure.savefig(file, dpi=120)
+
+
 def draw_grid(family: Family, rows: Sequence[dict[str, Any]], kind: str, file: Path) -> None:
     """Of every bottom and top the best that any of its recipes comes to."""
     best: dict[tuple[int, int], float] = {}
@@ -57,6 +76,8 @@ def draw_grid(family: Family, rows: Sequence[dict[str, Any]], kind: str, file: P
     low, high = min(best.values()), max(best.values())
     for y, line in enumerate(values):
         for x, value in enumerate(line):
+            if (bottoms[y], tops[x]) not in best:
+                continue
             dark = value < low + 0.6 * (high - low)
             axes.text(x, y, f"{value:.3g}", ha="center", va="center", fontsize=8, color="white" if dark else "black")
     figure.colorbar(image)

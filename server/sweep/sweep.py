@@ -10,13 +10,19 @@ from layerloom.composer import ComposeError
 from layerloom.composer.files import naming
 
 if TYPE_CHECKING:
-    from .examiner import Examiner
+    from .search import Search
 
 AT_ONCE = 16
 """Recipes whose answers are kept together: what is lost when a sweep is stopped."""
 
 Scores = dict[str, dict[int, dict[str, float]]]
 """By recipe and question."""
+
+Answered = dict[tuple[str, int], dict[str, float]]
+"""The same, of some."""
+
+Ask = Callable[[Sequence[str], Sequence[int]], Answered]
+"""What has these recipes answer these questions."""
 
 
 class Kept:
@@ -51,7 +57,7 @@ class Kept:
             if said["weights"] == self.weights(said["recipe"]):
                 self.scores.setdefault(said["recipe"], {})[said["question"]] = said["scores"]
 
-    def add(self, found: dict[tuple[str, int], dict[str, float]]) -> None:
+    def add(self, found: Answered) -> None:
         with naming(self.file), self.file.open("a", encoding="utf-8") as file:
             for (recipe, row), scores in found.items():
                 self.scores.setdefault(recipe, {})[row] = scores
@@ -59,9 +65,7 @@ class Kept:
                 file.write(json.dumps({**said, "scores": scores}) + "\n")
 
 
-def ask_all(
-    examiner: "Examiner", kept: Kept, names: Sequence[str], rows: Sequence[int], progress: Callable[[int], None]
-) -> None:
+def ask_all(ask: Ask, kept: Kept, names: Sequence[str], rows: Sequence[int], progress: Callable[[int], None]) -> None:
     """Has all of these recipes answer all of these questions, those that have not. `progress` gets how many more."""
     missing: dict[tuple[int, ...], list[str]] = {}
     for name in names:
@@ -72,14 +76,44 @@ def ask_all(
     for left, asked in missing.items():
         for first in range(0, len(asked), AT_ONCE):
             some = asked[first : first + AT_ONCE]
-            kept.add(examiner.examine(some, left))
+            kept.add(ask(some, left))
             progress(len(some) * len(left))
 
 
-def ranked(scores: Scores, names: Sequence[str], rows: Sequence[int], kind: str) -> list[str]:
-    """The recipes from the best to the worst; of two that are as good, the one that was named first."""
-    means = {name: summary([scores[name][row] for row in rows])[kind][0] for name in names}
-    return sorted(names, key=lambda name: -means[name])
+def ask_in_rounds(
+    search: "Search",
+    ask: Ask,
+    kept: Kept,
+    trials: int,
+    rows: Sequence[int],
+    progress: Callable[[int], None],
+) -> list[str]:
+    """Has what a search proposes answer all of these questions, until it has proposed `trials` recipes: those, once.
+
+    What is kept is told instead of asked, so that a search that was stopped comes to where it was.
+    """
+    found: dict[str, None] = {}
+    left = trials
+    while left:
+        proposed = search.propose(left)
+        names = list(dict.fromkeys(proposed))
+        ask_all(ask, kept, names, rows, progress)
+        progress((len(proposed) - len(names)) * len(rows))
+        search.tell({name: means(kept.scores, name, rows) for name in names})
+        found.update(dict.fromkeys(names))
+        left -= len(proposed)
+    return list(found)
+
+
+def ranked(scores: Scores, names: Sequence[str], rows: Sequence[int], kinds: Sequence[str]) -> list[str]:
+    """The recipes from the best to the worst, by the first kind of score, or the next where they are equal in that."""
+    of = {name: means(scores, name, rows) for name in names}
+    return sorted(names, key=lambda name: [-of[name][kind] for kind in kinds])
+
+
+def means(scores: Scores, name: str, rows: Sequence[int]) -> dict[str, float]:
+    """Of each kind over these questions."""
+    return {kind: mean for kind, (mean, _) in summary([scores[name][row] for row in rows]).items()}
 
 
 def summary(scores: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:

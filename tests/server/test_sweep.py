@@ -1,16 +1,20 @@
 """`layerloom sweep` on the demo: what it finds, that it goes on, and what it refuses."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 
 from layerloom.composer import ComposeError, Family
+from layerloom.composer.family.recipe import TENTHS
 from layerloom.server.sweep.questions import is_right, read_questions
-from layerloom.server.sweep.recipes import grid, numbers
+from layerloom.server.sweep.recipes import grid, numbers, tenths
+from layerloom.server.sweep.search import Search
 
 DEMO = Path(__file__).parents[2] / "demo"
 COMMAND = Path(sys.executable).with_name("layerloom")
@@ -32,9 +36,22 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def sweep(data: Path, output: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def sweep(
+    data: Path, output: Path, *options: str, family: Path = DEMO, **environment: str
+) -> subprocess.CompletedProcess[str]:
     words = ["--task", "math", "--language", "sw", "--data", str(data), "-o", str(output), *options]
-    return subprocess.run([COMMAND, "sweep", DEMO, *words], capture_output=True, text=True)
+    env = {**os.environ, **environment}
+    return subprocess.run([COMMAND, "sweep", family, *words], capture_output=True, text=True, env=env)
+
+
+def beside_demo(folder: Path, compositions: str = "", recipe: str = "") -> Path:
+    """The demo's family with other compositions, or another recipe."""
+    family = (DEMO / "family.yaml").read_text().partition("compositions:")[0]
+    for name in ("base", "math.safetensors", "swahili.safetensors", "bengali.safetensors"):
+        (folder / name).symlink_to(DEMO / name)
+    family = family.partition("recipe:")[0] + recipe if recipe else family
+    (folder / "family.yaml").write_text(family + compositions)
+    return folder
 
 
 def found(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
@@ -61,12 +78,7 @@ def test_the_best_recipe_is_the_one_that_the_demo_was_made_with(first: tuple[Pat
 
 
 def test_what_is_pasted_is_a_composition(first: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    said = (first[0] / "best.yaml").read_text()
-    family = (DEMO / "family.yaml").read_text().partition("compositions:")[0] + said
-    for name in ("base", "math.safetensors", "swahili.safetensors", "bengali.safetensors"):
-        (tmp_path / name).symlink_to(DEMO / name)
-    (tmp_path / "family.yaml").write_text(family)
-    loaded = Family.load(tmp_path)
+    loaded = Family.load(beside_demo(tmp_path, (first[0] / "best.yaml").read_text()))
     assert (
         loaded.plan("math-swahili").digest == Family.load(DEMO).plan("math+swahili@bottom=2,top=2,transition=0").digest
     )
@@ -95,6 +107,80 @@ def test_a_screen_asks_the_best_everything(data: Path, tmp_path: Path) -> None:
     assert sorted(map(asked.count, set(asked))) == [2, 2, 2, 4]
 
 
+def test_a_search_tells_what_a_grid_has_asked(first: tuple[Path, dict[str, Any]], data: Path, tmp_path: Path) -> None:
+    kept = (first[0] / "scores.jsonl").read_text()
+    (tmp_path / "scores.jsonl").write_text(kept)
+    options = "--bottom", "1..2", "--top", "2", "--transition", "0,1", "--score", "exact,choice,logprob"
+    result = found(sweep(data, tmp_path, *options, "--search", "cma", "--trials", "20", "--json"))
+    assert result == {**first[1], "trials": 20}
+    assert (tmp_path / "scores.jsonl").read_text() == kept
+
+
+def test_layers_are_searched_from_the_familys_recipe_on(data: Path, tmp_path: Path) -> None:
+    family = beside_demo(tmp_path, recipe="recipe: {bottom: 1, top: 1, transition: 2}\n")
+    options = "--search", "tpe", "--per-layer", "--step", "0.5", "--trials", "40", "--score", "logprob", "--json"
+    result = found(sweep(data, tmp_path / "sweep", *options, family=family))
+    scores = {row["recipe"]: row["logprob"] for row in result["results"]}
+    own = scores["math+swahili@layers=x550055x"]
+    assert own < -1 and result["results"][0]["logprob"] > own + 0.5
+    assert len(scores) == result["recipes"] > 30 and result["trials"] == 40
+    assert (tmp_path / "sweep" / "grid.png").read_bytes()[:4] == b"\x89PNG"
+
+    kept = (tmp_path / "sweep" / "scores.jsonl").read_text()
+    assert found(sweep(data, tmp_path / "sweep", *options, family=family)) == result
+    assert (tmp_path / "sweep" / "scores.jsonl").read_text() == kept
+
+    pasted = tmp_path / "pasted"
+    pasted.mkdir()
+    loaded = Family.load(beside_demo(pasted, (tmp_path / "sweep" / "best.yaml").read_text()))
+    assert loaded.plan("math-swahili").digest == Family.load(DEMO).plan(result["best"]).digest
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cma", "nsga2"])
+def test_a_search_comes_closer_and_is_the_same_again(sampler: str) -> None:
+    family = Family.load(DEMO)
+    wanted = "xx862014"
+
+    def distance(name: str) -> float:
+        layers = name.partition("layers=")[2]
+        return sum(
+            (TENTHS.index(ours) - TENTHS.index(theirs)) ** 2 for ours, theirs in zip(layers, wanted, strict=True)
+        )
+
+    def searched(seed: int, trials: int) -> list[str]:
+        search = Search(family, "math+swahili", {"layers": tenths(2)}, sampler, seed, ["logprob"])
+        proposed: list[str] = []
+        while len(proposed) < trials:
+            names = search.propose(trials - len(proposed))
+            search.tell({name: {"logprob": -distance(name)} for name in names})
+            proposed += names
+        return proposed
+
+    proposed = searched(1, 80)
+    # One that is to go on for longer proposes the same until then.
+    assert proposed[:30] == searched(1, 30) != searched(2, 30)
+    early, late = (fmean(map(distance, part)) for part in (proposed[1:31], proposed[-30:]))
+    assert late < 0.7 * early
+
+
+def test_a_search_stays_within_its_ranges_and_the_model() -> None:
+    family = Family.load(DEMO)
+    ranges = {"bottom": [2, 4, 40], "top": [0, 3, 5], "transition": [0, 1], "stem": ["task", "base"]}
+    search = Search(family, "math+swahili", ranges, "tpe", 0, ["logprob"])
+    proposed: list[str] = []
+    while len(proposed) < 60:
+        names = search.propose(60 - len(proposed))
+        search.tell({name: {"logprob": 0.0} for name in names})
+        proposed += names
+    assert set(proposed) <= set(grid(family, "math+swahili", ranges)) and len(set(proposed)) > 6
+
+
+def test_a_search_without_optuna_says_what_to_install(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['optuna'] = None\n")
+    done = sweep(data, tmp_path, "--search", "tpe", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 2 and done.stderr == "error: --search needs optuna: pip install 'layerloom[search]'\n"
+
+
 def test_results_of_other_questions_are_not_mixed(first: tuple[Path, dict[str, Any]], data: Path) -> None:
     done = sweep(data, first[0], "--bottom", "1", "--top", "2", "--limit", "2")
     assert done.returncode == 2 and "give another --output" in done.stderr
@@ -109,6 +195,10 @@ def test_results_of_other_questions_are_not_mixed(first: tuple[Path, dict[str, A
         (["--score", "bleu"], "--score bleu: there is no 'bleu'; valid: exact, choice, logprob"),
         (["--template", "x"], "has no {question} in it"),
         (["--stem", "tree"], "stem is one of"),
+        (["--search", "gp"], "'gp' is not one of 'tpe', 'cma', 'random', 'nsga2'"),
+        (["--search", "tpe", "--bottom", "9"], "none fits the model: zones overlap"),
+        (["--per-layer"], "give --search tpe, cma, random or nsga2"),
+        (["--search", "tpe", "--per-layer", "--step", "0.3"], "--step 0.3: is one of 0.1, 0.2, 0.5, 1"),
     ],
 )
 def test_what_cannot_be_swept(data: Path, tmp_path: Path, options: list[str], message: str) -> None:
