@@ -22,6 +22,9 @@ MOST_IN_ARENA = MOST_SLOTS - 1
 OURS = "LAYERLOOM_ENGINE"
 """Set in the environment of engines that layerloom starts."""
 
+RUNTIME_LOADING = "VLLM_ALLOW_RUNTIME_LORA_UPDATING"
+"""Where it is set when names come, vLLM resolves them; where it is when routes are built, it has its own that load."""
+
 TAKEN = ("model", "quantization", "worker_cls", "enable_lora", "additional_config", "lora_modules")
 
 READ_AS_OURS = (None, "auto", "hf", "safetensors")

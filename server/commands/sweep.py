@@ -98,7 +98,7 @@ def sweep(
     from layerloom.server.sweep.questions import KINDS, Manner, digest_of, read_questions
     from layerloom.server.sweep.recipes import grid, numbers, pair_of, tenths
     from layerloom.server.sweep.results import draw_grid, draw_layers, rows_of, write_best
-    from layerloom.server.sweep.sweep import Kept, ask_all, ask_in_rounds, ranked
+    from layerloom.server.sweep.sweep import AT_ONCE, Kept, ask_all, ask_in_rounds, ranked
 
     kinds = tuple(kind.strip() for kind in score.split(","))
     wrong = [kind for kind in kinds if kind not in KINDS]
@@ -139,8 +139,9 @@ def sweep(
             from layerloom.server.runtime.runtime import Runtime
             from layerloom.server.sweep.examiner import Examiner
 
-            runtime = stack.enter_context(Runtime(family, enforce_eager=True, disable_log_stats=True))
-            return Examiner(runtime, pair, questions, manner)
+            # A family of few names would mix as few in a batch.
+            runtime = Runtime(family, max_loras=AT_ONCE, enforce_eager=True, disable_log_stats=True)
+            return Examiner(stack.enter_context(runtime), pair, questions, manner)
 
         def ask(names: Sequence[str], rows: Sequence[int]) -> "Answered":
             return examiner().examine(names, rows)

@@ -21,8 +21,8 @@ from vllm.v1.engine.async_llm import AsyncLLM
 
 from layerloom.composer import ComposeError, Family
 from layerloom.composer.family.names import nearest
-from layerloom.server.options import prepare_environment
-from layerloom.server.runtime.starting import engine_started
+from layerloom.server.options import RUNTIME_LOADING, prepare_environment
+from layerloom.server.runtime.starting import engine_ended, engine_started
 
 from .front import ADMIN_KEY
 from .serve import arguments
@@ -87,7 +87,9 @@ def create_app(
             ServeSubcommand().validate(args)
         except (TypeError, ValueError) as error:
             raise ComposeError(f"create_app: {error}") from error
-        app = built(args)
+        # Another app of this program may run already, which has set it.
+        with set_env_var(RUNTIME_LOADING, "0"):
+            app = built(args)
     app.router.lifespan_context = Embedded(app, loaded, args, wait).lifespan
     return app
 
@@ -130,7 +132,7 @@ class Embedded:
                 await engine.reset_mm_cache()
                 await fill(engine, state, self.args)
             except BaseException:
-                await asyncio.to_thread(engine.shutdown)
+                await engine_ended(engine)
                 raise
         except BaseException as error:
             self._idle.layerloom.ending = "the engine did not start"
@@ -144,7 +146,7 @@ class Embedded:
         self._idle.layerloom.ending = NOT_STARTED
         if state is not self._idle:
             engine: AsyncLLM = state.engine_client
-            await asyncio.to_thread(engine.shutdown, timeout=self.args.shutdown_timeout)
+            await engine_ended(engine, self.args.shutdown_timeout)
             tasks = {*state.layerloom_watch, state.layerloom_series}
             for task in tasks:
                 task.cancel()

@@ -14,7 +14,7 @@ from vllm.entrypoints.openai.models.serving import OpenAIServingModels
 from vllm.lora.request import LoRARequest
 
 from layerloom.server.languages import turns_of
-from layerloom.server.options import load_family, lora_request
+from layerloom.server.options import RUNTIME_LOADING, load_family, lora_request
 from layerloom.server.voices import SPEAKING, Voices
 
 from . import metrics, studio
@@ -143,7 +143,7 @@ class LayerloomEndpoints:
             if voices.lends_sampling and hasattr(serving, "default_sampling_params"):
                 voices.lend(serving)
         # Here, and not for all of vLLM's processes: it asks for nothing but that names are resolved when they come.
-        os.environ["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+        os.environ[RUNTIME_LOADING] = "1"
         engine_client.generate = resolver.holding(engine_client.generate)
         metrics.bound(engine_client, shared="PROMETHEUS_MULTIPROC_DIR" in os.environ)
         embedded = settings.get("embedded", False)

@@ -14,7 +14,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser, human_readable_int
 from layerloom.composer import ComposeError, Family
 from layerloom.composer.family.names import nearest
 from layerloom.server.languages import Languages
-from layerloom.server.options import engine_options
+from layerloom.server.options import RUNTIME_LOADING, engine_options
 
 from . import lifetime
 from .front import ADMIN_KEY, api_keys
@@ -98,6 +98,7 @@ def run(family: Family, args: Any, startup: Startup) -> None:
     end_at_once(startup.stop)
     # As vLLM's own command has it: what has threads is not to be forked.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+    os.environ[RUNTIME_LOADING] = "0"
     ServeSubcommand().validate(args)
     with suppress(SystemExit, KeyboardInterrupt):  # vLLM's, when it is told to end
         ServeSubcommand.cmd(args)

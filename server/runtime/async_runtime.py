@@ -27,7 +27,7 @@ from layerloom.server.voices import SPEAKING, Voices
 
 from .answer import Answer
 from .asked import plain, sampling_params, turns_in
-from .starting import engine_started
+from .starting import engine_ended, engine_started
 
 Answers = AsyncGenerator[Answer, None]
 
@@ -105,8 +105,7 @@ class AsyncRuntime:
         if engine is not None:
             self._over = "it was closed"
             self._leases.closed = True
-            engine.output_processor.propagate_error(EngineDeadError())
-            await asyncio.shield(asyncio.to_thread(engine.shutdown))
+            await engine_ended(engine)
 
     @property
     def engine(self) -> AsyncLLM:

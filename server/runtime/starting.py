@@ -1,4 +1,4 @@
-"""starting: an engine in a process of its own, started without keeping an event loop from its work."""
+"""starting: an engine in a process of its own, started and ended without keeping an event loop from its work."""
 
 import asyncio
 import os
@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from layerloom.composer import Family
 from layerloom.server.options import prepare_environment
@@ -25,8 +26,18 @@ async def engine_started(describe: Callable[[], Described]) -> tuple[Family, Asy
         return await asyncio.shield(starting)
     except asyncio.CancelledError:
         _, engine = await starting
-        await asyncio.to_thread(engine.shutdown)
+        await engine_ended(engine)
         raise
+
+
+async def engine_ended(engine: AsyncLLM, patience: float = 0) -> None:
+    """Ends an engine and its processes. Its requests have `patience` seconds; who waits after that is told."""
+    if not patience or not engine.get_num_unfinished_requests():
+        # vLLM does this last, and logs that the engine has died as long as somebody listens to it.
+        if engine.output_handler is not None:
+            engine.output_handler.cancel()
+        engine.output_processor.propagate_error(EngineDeadError())
+    await asyncio.shield(asyncio.to_thread(engine.shutdown, timeout=patience or None))
 
 
 def started(describe: Callable[[], Described]) -> tuple[Family, AsyncLLM]:

@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,12 @@ def host(engine_environment: None) -> Iterator[Host]:
 
 
 def engines() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "EngineCore" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):  # it has just ended
+            if "EngineCore" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def reason(response: httpx.Response) -> str:
@@ -167,6 +173,13 @@ def test_options_that_do_not_fit(host: Host, options: dict[str, Any], said: str)
 
     with pytest.raises(ComposeError, match=re.escape(said)):
         create_app(DEMO, **options)
+
+
+def test_another_app_of_the_program_has_the_same_routes(host: Host) -> None:
+    from layerloom.server import create_app
+
+    running = host.get("/llm/openapi.json").json()["paths"]
+    assert list(create_app(DEMO).openapi()["paths"]) == list(running)
 
 
 def test_options_are_those_of_the_command_line(host: Host) -> None:

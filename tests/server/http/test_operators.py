@@ -43,6 +43,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     family.write_text(yaml.safe_dump(said, sort_keys=False))
     model = (root / "base" / "model.safetensors").stat().st_size
     with pytest.MonkeyPatch.context() as patch, full_disk(root / "cache") as full:
+        # As charts for vLLM set it; with it vLLM has routes of its own for /adapters.
+        patch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
         patch.setenv("XDG_CACHE_HOME", str(full))
         patch.setenv("LAYERLOOM_ADMIN_KEY", ADMIN)
         options = ("--allow-recipes", "--api-key", KEY, "--max-loras", "1", "--bank-memory", str(int(3.3 * model)))
