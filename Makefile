@@ -5,6 +5,7 @@ OLDEST_VENV ?= .venv-0.27
 OLDEST_BIN := $(OLDEST_VENV)/bin
 DOCS_VENV ?= .venv-docs
 CLIENTS_VENV ?= .venv-clients
+EVAL_VENV ?= .venv-eval
 NODE_CLIENTS := tests/server/clients/node
 OLDEST_TESTS := kv_cache or prompt_logprobs_come or gemma3 or (merged_checkpoint and llama and not tied) \
 	or listed or change_the_list or unknown_model_is_not_found
@@ -13,7 +14,7 @@ TWO_AT_A_TIME := -n 2 --dist loadscope --no-loadscope-reorder
 # The demo needs little: without a limit vLLM takes nearly all of the machine's memory for its KV cache.
 DEMO_OPTIONS ?= --kv-cache-memory-bytes 1G
 
-.PHONY: setup serve test test-oldest fuzz clients docs real lint links clean
+.PHONY: setup serve test test-oldest fuzz clients docs real eval-tools lint links clean
 
 setup: $(VENV)/.installed
 
@@ -74,6 +75,14 @@ real: setup
 	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/real gguf==0.19.0 accelerate==1.15.0
 	PYTHONPATH=build/real $(BIN)/python bench/real_base.py
 
+# lm-eval, which bench/evaluate.py runs; no part of `make test`, which skips what needs it.
+eval-tools: $(EVAL_VENV)/.installed
+
+$(EVAL_VENV)/.installed: requirements/eval.txt
+	python3 -m venv --clear $(EVAL_VENV)
+	$(EVAL_VENV)/bin/python -m pip install --quiet --no-deps -r requirements/eval.txt
+	touch $@
+
 lint: setup links
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -86,4 +95,4 @@ links:
 	@for part in composer kernels server; do ln -sfn ../../$$part .links/layerloom/$$part; done
 
 clean:
-	rm -rf $(VENV) $(OLDEST_VENV) $(DOCS_VENV) $(CLIENTS_VENV) $(NODE_CLIENTS)/node_modules .links site *.egg-info
+	rm -rf $(VENV) $(OLDEST_VENV) $(DOCS_VENV) $(CLIENTS_VENV) $(EVAL_VENV) $(NODE_CLIENTS)/node_modules .links site *.egg-info

@@ -35,6 +35,7 @@ TOGETHER = dict.fromkeys(
         "test_clients",
         "test_client_proxy",
         "test_client_snippets",
+        "test_evaluate",
         "test_routes",
         "test_refusals",
         "test_series",
