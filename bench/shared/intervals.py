@@ -18,8 +18,13 @@ def wilson(right: float, of: int) -> tuple[float, float]:
 
 
 def less(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, float]:
-    """The mean of one - other, and its 95% interval: a bootstrap over the questions, which are the same for both."""
-    values = np.subtract(one, other)
+    """The mean of one - other, of the same questions, and its 95% interval."""
+    return mean(np.subtract(one, other))
+
+
+def mean(values: Sequence[float] | np.ndarray) -> tuple[float, float, float]:
+    """The mean, and its 95% interval: a bootstrap over the questions."""
+    values = np.asarray(values, float)
     drawn = np.random.default_rng(0).integers(len(values), size=(DRAWS, len(values)))
     low, high = np.quantile(values[drawn].mean(axis=1), (0.025, 0.975))
     return float(values.mean()), float(low), float(high)

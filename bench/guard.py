@@ -1,0 +1,67 @@
+"""Fails where a ratio of speed has fallen by more than a tenth since it was last kept.
+
+    make guard       # python bench/guard.py
+    python bench/guard.py --keep
+
+Ratios of one run, so that it matters little which machine runs them: one composition and stock vLLM on its merged
+checkpoint; four in one batch and what stock's own matrix products allow. They are kept in bench/results/guard.csv,
+with the commit that they are of. Two minutes on two cores.
+"""
+
+import argparse
+import csv
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+KEPT = HERE / "results" / "guard.csv"
+LEAST = 0.9
+OPTIONS = ("--eager", "--no-turns", "--rounds", "5", "--requests", "16", "--tokens", "48")
+WATCHED = {
+    "one composition, of stock vLLM's speed": ("one", "CPU time, median"),
+    "four in one batch, of what stock's matrix products allow": ("four, of the bound", "of stock's speed, median"),
+}
+
+
+def measured(file: Path) -> dict[str, float]:
+    # One core, as clocks of several that wait for each other say little.
+    one_core = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    subprocess.run(
+        [sys.executable, str(HERE / "serving.py"), *OPTIONS, "--csv", str(file)], check=True, env=os.environ | one_core
+    )
+    return read(file)
+
+
+def read(file: Path) -> dict[str, float]:
+    """The ratios that are watched. Raises SystemExit where one is not in the file."""
+    with file.open(newline="") as lines:
+        rows = csv.DictReader(line for line in lines if not line.startswith("#"))
+        found = {(row["row"], row["column"]): float(row["value"]) for row in rows}
+    missing = [name for name, place in WATCHED.items() if place not in found]
+    if missing:
+        raise SystemExit(f"{file}: does not have {'; '.join(missing)}: python bench/guard.py --keep")
+    return {name: found[place] for name, place in WATCHED.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--keep", action="store_true", help=f"write {KEPT.name} anew, and compare nothing")
+    args = parser.parse_args()
+    if args.keep:
+        measured(KEPT)
+        return
+    kept = read(KEPT)
+    with tempfile.TemporaryDirectory() as folder:
+        found = measured(Path(folder) / "now.csv")
+    fallen = [name for name, ratio in found.items() if ratio < LEAST * kept[name]]
+    for name, ratio in found.items():
+        print(f"{name}: {ratio:.3f}, kept {kept[name]:.3f}{' - HAS FALLEN' if name in fallen else ''}")
+    if fallen:
+        raise SystemExit(f"slower than {LEAST:.0%} of what is kept; if that is meant: python bench/guard.py --keep")
+
+
+if __name__ == "__main__":
+    main()
