@@ -53,9 +53,10 @@ def prompts(count: int) -> list[dict[str, list[int]]]:
 class Engine:
     """A child process with one engine; `ask` runs one batch there and returns its seconds."""
 
-    def __init__(self, name: str, model: str, eager: bool) -> None:
+    def __init__(self, name: str, model: str, options: argparse.Namespace) -> None:
         self.name = name
-        command = [sys.executable, __file__, "--child", model] + (["--eager"] if eager else [])
+        command = [sys.executable, __file__, "--child", model, "--dtype", options.dtype]
+        command += ["--eager"] if options.eager else []
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 (lives as long as the child)
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
@@ -87,7 +88,7 @@ class Engine:
         self.process.wait()
 
 
-def child(model: str, eager: bool) -> None:
+def child(model: str, eager: bool, dtype: str) -> None:
     """The child's loop: stock vLLM for a checkpoint directory, layerloom for a family.yaml."""
     begin = time.monotonic()
     from vllm import LLM, SamplingParams
@@ -97,6 +98,7 @@ def child(model: str, eager: bool) -> None:
 
     options = {
         "enforce_eager": eager,
+        "dtype": dtype,
         "max_model_len": 512,
         "max_num_seqs": 64,
         "disable_log_stats": True,
@@ -127,7 +129,7 @@ def child(model: str, eager: bool) -> None:
 def facts_of(options: argparse.Namespace) -> str:
     mode = "eager" if options.eager else "compiled"
     threads = ", ".join(f"{key}={os.environ[key]}" for key in ("OMP_NUM_THREADS", BIND) if key in os.environ)
-    return f"{mode}, {threads}" if threads else mode
+    return ", ".join(filter(None, (mode, options.dtype, threads)))
 
 
 def main() -> None:
@@ -137,6 +139,9 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--options", default="", help="options of the compositions' names: preset=unreasonable")
+    parser.add_argument(
+        "--dtype", default="bfloat16", help="what is computed in: float32 where a CPU is slow in others"
+    )
     parser.add_argument("--no-turns", action="store_true", help="leave out the four stock engines")
     parser.add_argument("--csv", type=Path)
     parser.add_argument("--child", help=argparse.SUPPRESS)
@@ -146,7 +151,7 @@ def main() -> None:
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     if options.child:
-        child(options.child, options.eager)
+        child(options.child, options.eager, options.dtype)
         return
 
     from pico import make_family
@@ -164,11 +169,10 @@ def main() -> None:
         merged = [str(merge(family, name, Path(scratch) / f"merged-{name}")) for name in stock_names]
         merging = (time.monotonic() - start) / len(merged)
 
-        stock = Engine("stock", merged[0], options.eager)
-        loom = Engine("layerloom", str(path), options.eager)
+        stock = Engine("stock", merged[0], options)
+        loom = Engine("layerloom", str(path), options)
         others = [
-            Engine(f"stock {name}", model, options.eager)
-            for name, model in zip(stock_names[1:], merged[1:], strict=True)
+            Engine(f"stock {name}", model, options) for name, model in zip(stock_names[1:], merged[1:], strict=True)
         ]
         count, tokens = options.requests, options.tokens
 

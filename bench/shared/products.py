@@ -24,8 +24,9 @@ def seconds_of(model: nn.Module, rows: int, groups: int, own: Sequence[int]) -> 
     """
     stack = next(found for found in model.modules() if isinstance(found, nn.ModuleList))
     layers = [[each for each in layer.modules() if isinstance(each, LinearBase)] for layer in stack]
+    dtype = next(model.parameters()).dtype
     widths = {module.input_size for module in layers[0]} | {model.lm_head.embedding_dim}
-    xs = {(n, k): torch.randn(n, k, dtype=torch.bfloat16) for n in (rows, rows // groups) for k in widths}
+    xs = {(n, k): torch.randn(n, k, dtype=dtype) for n in (rows, rows // groups) for k in widths}
 
     def run(modules: Sequence[nn.Module], count: int) -> None:
         for module in modules:

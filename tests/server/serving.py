@@ -1,6 +1,7 @@
 """serving: `layerloom serve` in a process group of its own."""
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -139,10 +140,12 @@ def processes(server: Server, title: str) -> list[psutil.Process]:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    # Below those that the system gives to clients: a server needs a minute until it listens there.
+    while True:
+        port = random.randrange(10_000, 32_000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until(condition: Callable[[], object], limit: float, explain: Callable[[], str] = str) -> None:

@@ -212,7 +212,7 @@ SPAWNED = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "VLLM_WORKER_MULTIPROC_METHOD"
 def test_the_snippet_of_the_readme(tmp_path, snippet):
     status, printed, said = script(tmp_path / "snippet.py", snippet)
     assert status == 0, said[-2000:]
-    assert printed.split("\n") == ["8", "['8', 'Asha']", ""]
+    assert printed == "8\n"
 
 
 def test_a_script_that_the_engines_processes_import_again(tmp_path, snippet):
