@@ -1,6 +1,6 @@
 """Fails where a ratio of speed has fallen by more than a tenth since it was last kept.
 
-    make guard       # python bench/guard.py
+    python bench/guard.py
     python bench/guard.py --keep
 
 Ratios of one run, so that it matters little which machine runs them: one composition and stock vLLM on its merged
