@@ -9,12 +9,13 @@ with the commit that they are of. Two minutes on two cores.
 """
 
 import argparse
-import csv
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+from shared.report import written
 
 HERE = Path(__file__).parent
 KEPT = HERE / "results" / "guard.csv"
@@ -38,9 +39,7 @@ def measured(file: Path) -> dict[str, float]:
 
 def read(file: Path) -> dict[str, float]:
     """The ratios that are watched. Raises SystemExit where one is not in the file."""
-    with file.open(newline="") as lines:
-        rows = csv.DictReader(line for line in lines if not line.startswith("#"))
-        found = {(row["row"], row["column"]): float(row["value"]) for row in rows}
+    found = {(row["row"], row["column"]): float(row["value"]) for row in written(file)[1]}
     missing = [name for name, place in WATCHED.items() if place not in found]
     if missing:
         raise SystemExit(f"{file}: does not have {'; '.join(missing)}: python bench/guard.py --keep")

@@ -21,8 +21,6 @@ an answer is written more than whether it is right; so differences in log-probab
 import argparse
 import os
 import random
-import shlex
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +33,12 @@ from layerloom.composer.sources.codecs import CODECS
 from shared.fine_tune import fine_tune
 from shared.intervals import less, mean
 from shared.lessons import FINAL, questions_of, text_of
-from shared.report import Report
+from shared.report import Report, command
 
 HANDBOOK = {"fr": "fr-FR", "de": "de-DE", "es": "es-ES", "ja": "ja-JP", "ru": "ru-RU", "zh": "zh-CN"}
 NAMES = {"fr": "french", "de": "german", "es": "spanish", "ja": "japanese", "ru": "russian", "zh": "chinese"}
-RATES = {"math": 5e-5, "language": 5e-5}
+RATE = 5e-5
+"""Of learning."""
 GRID = {"bottom": [0, 2, 4, 6, 8], "top": [0, 2, 4], "transition": [0, 1]}
 PRESETS = ("paper", "unreasonable", "lighton")
 
@@ -55,9 +54,8 @@ def make_experts(args: argparse.Namespace, report: Report) -> Path:
     for name, examples in wanted.items():
         expert = args.to / name
         if not (expert / "model.safetensors").exists():
-            rate = RATES.get(name, RATES["language"])
-            done = fine_tune(base, expert, examples(), args.minutes, rate)
-            rows.append([name, rate, *done.values()])
+            done = fine_tune(base, expert, examples(), args.minutes, RATE)
+            rows.append([name, RATE, *done.values()])
             for file in base.glob("*token*"):
                 (expert / file.name).write_bytes(file.read_bytes())
     if rows:
@@ -124,7 +122,7 @@ def ask(args: argparse.Namespace, family: Path, report: Report) -> None:
             scores: Scores = {}
             for (name, row), score in seeker.examine(splits, searched).items():
                 scores.setdefault(name, {})[row] = score
-            best = ranked(scores, splits, searched, "logprob")[0]
+            best = ranked(scores, splits, searched, ("logprob",))[0]
             examiner = Examiner(runtime, pair, asked, Manner(("choice", "logprob"), before=FINAL))
             rows = {"base": "base", "math": "math", NAMES[code]: NAMES[code], f"soup of both, {code}": f"soup-{code}"}
             rows |= {f"{preset}, {code}": f"{pair}@preset={preset}" for preset in PRESETS}
@@ -160,7 +158,7 @@ def main() -> None:
         os.environ.setdefault(name, value)
     report = Report(
         args.csv,
-        command=shlex.join(["python", "bench/phenomenon.py", *sys.argv[1:]]),
+        command=command(),
         model=f"{NAME}, {args.minutes:g} minutes of training an expert",
         questions=f"MGSM-Rev2: {args.search} to choose the best split, {args.report} others to report on",
     )

@@ -22,7 +22,6 @@ import argparse
 import json
 import math
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -37,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / "bench"))
 
-from shared.report import Report  # noqa: E402
+from shared.report import Report, command  # noqa: E402
 from shared.synthetic import SHAPE  # noqa: E402
 
 BIND = "VLLM_CPU_OMP_THREADS_BIND"
@@ -214,7 +213,7 @@ def main() -> None:
         added = sum(sizes[name] for name in family.base.stem) + sum(sizes[n] for i in own for n in family.base.layer(i))
         report = Report(
             options.csv,
-            command=shlex.join(["python", "bench/serving.py", *sys.argv[1:]]),
+            command=command(),
             model=f"a random Llama of {sum(sizes.values()) / 1e6:.0f} M parameters, {family.depth} layers",
             asked=f"{count} requests, 24 + {tokens} tokens, {options.rounds} rounds, {facts_of(options)}",
             adds=f"{len(own)} of {family.depth} layers and the stem, {added / sum(sizes.values()):.0%} of a model",

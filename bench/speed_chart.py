@@ -6,9 +6,10 @@ By default from the newest of bench/results. Light or dark, as the reader's syst
 """
 
 import argparse
-import csv
 from html import escape
 from pathlib import Path
+
+from shared.report import written
 
 ROOT = Path(__file__).resolve().parents[1]
 OUT = ROOT / "docs/images/speed.svg"
@@ -45,9 +46,7 @@ def newest() -> Path:
 
 def read(path: Path) -> tuple[dict[str, str], dict[tuple[str, str], float]]:
     """What was measured on, and the numbers by row and column."""
-    lines = path.read_text().splitlines()
-    facts = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
-    rows = csv.DictReader(line for line in lines if not line.startswith("# "))
+    facts, rows = written(path)
     return facts, {(row["row"], row["column"]): float(row["value"]) for row in rows if row["table"] == TABLE}
 
 

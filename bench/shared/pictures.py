@@ -1,10 +1,11 @@
 """pictures: what systems side by side were found to do, over the number of languages."""
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from .report import written
 
 PREFIX = "Side by side: "
 SHOWN = (
@@ -43,10 +44,9 @@ class Point:
 
 def read(path: Path) -> tuple[dict[str, str], list[Point]]:
     """The facts of a file that the comparison wrote, and its points."""
-    lines = path.read_text().splitlines()
-    facts = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
+    facts, rows = written(path)
     points = []
-    for row in csv.DictReader(line for line in lines if not line.startswith("# ")):
+    for row in rows:
         if row["table"].startswith(PREFIX):
             arrival, choice, count = row["table"].removeprefix(PREFIX).split(", ")
             languages = int(count.partition(" ")[0])

@@ -4,7 +4,9 @@ import csv
 import os
 import platform
 import resource
+import shlex
 import subprocess
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -49,6 +51,18 @@ class Report:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(("table", "row", "column", "value"))
             writer.writerows((*line, f"{number:.5g}") for *line, number in self._lines)
+
+
+def written(file: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """The facts of a CSV file of a report, and its lines: table, row, column, value."""
+    lines = file.read_text().splitlines()
+    facts = dict(line[2:].split(": ", 1) for line in lines if line.startswith("# "))
+    return facts, list(csv.DictReader(line for line in lines if not line.startswith("# ")))
+
+
+def command() -> str:
+    """How this script was called, from the project's root."""
+    return shlex.join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
 def shown(cell: Cell) -> str:

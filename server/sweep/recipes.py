@@ -37,6 +37,12 @@ def tenths(step: int) -> str:
     return TENTHS[::step]
 
 
+def shares(family: Family, name: str) -> list[float]:
+    """What each layer has of the language."""
+    language = str(family.parse(name).language)
+    return [dict(layer.attention).get(language, 0.0) for layer in family.plan(name).layers]
+
+
 def grid(family: Family, pair: str, ranges: Mapping[str, Sequence[object]]) -> list[str]:
     """The canonical names of `pair` under every recipe of the grid that fits the model, none twice.
 

@@ -11,6 +11,7 @@ from layerloom.composer import Family
 from layerloom.composer.files import naming
 
 from .questions import KINDS
+from .recipes import shares
 from .sweep import Scores, summary
 
 MOST_DRAWN = 20
@@ -43,16 +44,14 @@ def write_best(family: Family, name: str, row: dict[str, Any], file: Path) -> No
 def draw_layers(family: Family, rows: Sequence[dict[str, Any]], kind: str, file: Path) -> None:
     """What each layer of the first of these recipes has of the language, a line for each recipe."""
     shown = rows[:MOST_DRAWN]
-    language = str(family.parse(shown[0]["recipe"]).language)
-    plans = [family.plan(row["recipe"]) for row in shown]
-    values = [[dict(layer.attention).get(language, 0.0) for layer in plan.layers] for plan in plans]
+    values = [shares(family, row["recipe"]) for row in shown]
     figure = Figure(figsize=(3 + 0.22 * family.depth, 1.6 + 0.22 * len(shown)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(values, aspect="auto", cmap="viridis", vmin=0, vmax=1)
     axes.set_yticks(range(len(shown)), [f"{row[kind]:.4g}" for row in shown])
     axes.set(xlabel="layer", ylabel=kind, title=KINDS[kind])
     axes.title.set_fontsize(9)
-    figure.colorbar(image, label=f"share of {language}")
+    figure.colorbar(image, label=f"share of {family.parse(shown[0]['recipe']).language}")
     with naming(file):
         figure.savefig(file, dpi=120)
 

@@ -9,6 +9,7 @@ from optuna.trial import Trial
 
 from layerloom.composer import ComposeError, Family
 
+from .recipes import shares
 from .sweep import AT_ONCE
 
 MISSES = 200
@@ -90,11 +91,9 @@ class Search:
 
     def _own(self) -> dict[str, int]:
         """The family's recipe, as near as the ranges come to it."""
-        plan, language = self._family.plan(self._pair), self._family.parse(self._pair).language
-        shares = (dict(layer.attention).get(str(language), 0.0) for layer in plan.layers)
-        return {
-            f"layer {index}": round(share * (len(self._ranges["layers"]) - 1)) for index, share in enumerate(shares)
-        }
+        last = len(self._ranges["layers"]) - 1
+        own = shares(self._family, self._pair)
+        return {f"layer {index}": round(share * last) for index, share in enumerate(own)}
 
 
 def sampler_of(name: str, seed: int, size: int) -> BaseSampler:
