@@ -3,7 +3,6 @@
 `make eval-tools` installs lm-eval; where it has not, what needs it is skipped.
 """
 
-import csv
 import json
 import os
 import subprocess
@@ -19,6 +18,7 @@ from evaluate import names, rows
 
 from shared.harness import ROOT, version
 from shared.intervals import wilson
+from shared.report import written
 
 tools = pytest.mark.skipif(version() is None, reason="`make eval-tools` has not installed lm-eval")
 
@@ -52,10 +52,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def table(file: Path) -> tuple[set[str], dict[tuple[str, str], float]]:
     """The names of the facts, and the numbers by row and column."""
-    lines = file.read_text().splitlines()
-    facts = {line[2:].partition(":")[0] for line in lines if line.startswith("# ")}
-    numbers = csv.DictReader(line for line in lines if not line.startswith("# "))
-    return facts, {(each["row"], each["column"]): float(each["value"]) for each in numbers}
+    facts, numbers = written(file)
+    return set(facts), {(each["row"], each["column"]): float(each["value"]) for each in numbers}
 
 
 @tools

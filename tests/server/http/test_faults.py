@@ -14,8 +14,7 @@ import pytest
 from pico import make_family
 from serving import LONG_STREAMS, Server, events, members, processes, serving, wait_until
 
-AT_ONCE = 20.0
-"""Seconds, on a machine where other tests run."""
+AT_ONCE = 10.0
 """Seconds from a death to the end of the server, and of every request."""
 
 

@@ -112,7 +112,8 @@ def test_what_everybody_asks_for_starves_nobody(server: Server) -> None:
 
     def again_and_again(number: int) -> int:
         count = 0
-        while not answered.is_set():
+        # A second answer each, however slow the machine: nobody of the crowd is starved either.
+        while not answered.is_set() or count < 2:
             assert text(ask(server, "math", max_tokens=20 + 7 * number))
             count += 1
         return count
@@ -124,7 +125,7 @@ def test_what_everybody_asks_for_starves_nobody(server: Server) -> None:
             assert text(ask_again(server, "swahili"))
         finally:
             answered.set()
-        assert all(future.result(60) for future in crowd)
+        assert all(future.result(60) > 1 for future in crowd)
 
 
 @of_one_kind
