@@ -13,8 +13,6 @@ machine of one's own.
 """
 
 import argparse
-import csv
-import platform
 import random
 import shutil
 import statistics
@@ -31,6 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 from layerloom.composer import Archive, Checkpoint, Source, extract
 from layerloom.composer.sources.codecs import CODECS
 from shared.demo_data import example
+from shared.report import Cell, Report
 from shared.synthetic import write_pair
 
 BATCH, TASKS = 16, ("generic", "math")
@@ -114,7 +113,7 @@ def bits(checkpoint: Checkpoint) -> Iterator[torch.Tensor]:
     return (checkpoint.read(name).view(-1).view(torch.int16) for name in sorted(checkpoint.tensors))
 
 
-def row(title: str, base: Path, expert: Path, codec: str, clock: str, rounds: int) -> dict[str, str]:
+def row(title: str, base: Path, expert: Path, codec: str, clock: str, rounds: int) -> list[Cell]:
     archive = expert.with_name(f"{expert.name}-{codec}.safetensors")
     extract(base, expert, archive, CODECS[codec]())
     size, stored = sum(file.stat().st_size for file in expert.glob("*.safetensors")), archive.stat().st_size
@@ -123,17 +122,8 @@ def row(title: str, base: Path, expert: Path, codec: str, clock: str, rounds: in
     total = sum(e.numel() for e in bits(after))
     loading = compare(after, Archive(archive, before), clock, rounds)
     archive.unlink()
-    found = {
-        "": title,
-        "codec": codec,
-        "numbers not changed": f"{kept / total:.0%}",
-        "checkpoint, MB": f"{size / 1e6:.2f}",
-        "archive": f"{stored / size:.1%}",
-        "checkpoint loads in, ms": f"{1e3 * loading.seconds:.1f}",
-        "archive, times": f"{loading.ratio:.2f}",
-    }
-    print(f"| {' | '.join(found.values())} |", flush=True)
-    return found
+    shares = 100 * kept / total, size / 1e6, 100 * stored / size
+    return [f"{title}, {codec}", *shares, 1e3 * loading.seconds, loading.ratio]
 
 
 def main() -> None:
@@ -149,7 +139,8 @@ def main() -> None:
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[dict[str, str]] = []
+    report = Report(options.csv, clock=f"{options.clock}, one thread, {options.rounds} rounds")
+    rows: list[list[Cell]] = []
 
     def measure(title: str, base: Path, expert: Path, codec: str = "exact") -> None:
         rows.append(row(title, base, expert, codec, options.clock, options.rounds))
@@ -170,17 +161,8 @@ def main() -> None:
             moved(large, large / "moved", share)
             measure(f"random pair, {share:.0%} moved", large / "base", large / "moved")
             shutil.rmtree(large / "moved")
-    print(f"\n| {' | '.join(rows[0])} |\n|---|---|" + "---:|" * (len(rows[0]) - 2))
-    print("\n".join(f"| {' | '.join(found.values())} |" for found in rows))
-    print(
-        f"\nOne thread of an {platform.machine()} CPU, {options.clock} time, Python {platform.python_version()}, "
-        f"torch {torch.__version__}."
-    )
-    if options.csv:
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+    columns = ("numbers not changed, %", "checkpoint, MB", "archive, % of it", "it loads in, ms", "archive, times that")
+    report.table("Archives, and how fast they load", ("expert, codec", *columns), rows)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ from shared.demo_agreement import on_the_demo
 from shared.families import Model
 from shared.materials import Materials, write_family
 from shared.references import references
-from shared.report import Report, command
+from shared.report import Report
 from shared.side_by_side import Comparison
 from shared.streams import PROMPT, prompt
 from shared.synthetic import SHAPE
@@ -164,7 +164,6 @@ def main() -> None:
         root = Path(place)
         report = Report(
             args.csv,
-            command=command(),
             family=f"a random Llama of {model.bytes() / 2e6:.0f} M parameters; a language's own are {own}",
             files=f"{min(args.distinct, most)} languages have files of their own, others the same under other names",
             asked=f"{args.requests} requests of {PROMPT} + {args.tokens} tokens; closed: {args.clients} clients",

@@ -1,6 +1,6 @@
 """Time and peak memory of `layerloom extract` on a large pair, next to `cp` of the expert.
 
-    python bench/extracting.py [--hidden 2048] [--depth 20] [--codecs exact int8 …] [--rounds 3]
+    python bench/extracting.py [--hidden 2048] [--depth 20] [--codecs exact int8 …] [--rounds 3] [--csv F]
 
 The pair is random (bench/synthetic.py), two times 2.1 GB as it comes, in a temporary directory of --place. Everything
 is read from the page cache, after one `cp` that is not counted; what is written is flushed to disk within the time
@@ -19,6 +19,8 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+
+from shared.report import Report
 
 LAYERLOOM = str(Path(sys.executable).with_name("layerloom"))
 
@@ -68,6 +70,7 @@ def main() -> None:
     parser.add_argument("--codecs", nargs="*", default=["exact", "int8", "int4", "sign"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--place", type=Path, help="where the temporary directory is made")
+    parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.place) as place:
         root = Path(place)
@@ -78,11 +81,9 @@ def main() -> None:
         maker.join()
         size = sum(file.stat().st_size for file in (root / "expert").glob("*.safetensors"))
         copied(root)
-        print(f"extract --help: {run(LAYERLOOM, 'extract', '--help').peak:.0f} MB\n")
-        print(
-            f"| {size / 1e9:.2f} GB and {size / 1e9:.2f} GB | written | peak, MB | s | s of CPU | of `cp` next to it |"
-        )
-        print("|---|" + "---:|" * 6)
+        report = Report(options.csv, pair=f"two times {size / 1e9:.2f} GB, {options.rounds} rounds")
+        report.facts["extract --help"] = f"a peak of {run(LAYERLOOM, 'extract', '--help').peak:.0f} MB"
+        rows = []
         for codec in options.codecs:
             pairs = [(*extracted(root, codec), copied(root)) for _ in range(options.rounds)]
             wall, cpu, written, copying = (
@@ -90,12 +91,11 @@ def main() -> None:
                 for values in zip(*((cost.wall, cost.cpu, out, copy.wall) for cost, out, copy in pairs), strict=True)
             )
             peak = max(cost.peak for cost, _, _ in pairs)
-            ratios = sorted(cost.wall / copy.wall for cost, _, copy in pairs)
-            shown = f"{statistics.median(ratios):.1f} ({ratios[0]:.1f}-{ratios[-1]:.1f})"
-            print(
-                f"| {codec} | {written / size:.1%} | {peak:.0f} | {wall:.1f} | {cpu:.1f} | {copying:.1f} | {shown} |",
-                flush=True,
-            )
+            ratios = [cost.wall / copy.wall for cost, _, copy in pairs]
+            spread = statistics.median(ratios), min(ratios), max(ratios)
+            rows.append((codec, 100 * written / size, peak, wall, cpu, copying, *spread))
+        columns = ("written, %", "peak, MB", "s", "s of CPU", "s of `cp`", "of `cp` next to it, median", "min", "max")
+        report.table("Extracting", ("codec", *columns), rows)
 
 
 if __name__ == "__main__":

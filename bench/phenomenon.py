@@ -33,7 +33,7 @@ from layerloom.composer.sources.codecs import CODECS
 from shared.fine_tune import fine_tune
 from shared.intervals import less, mean
 from shared.lessons import FINAL, questions_of, text_of
-from shared.report import Report, command
+from shared.report import Report
 
 HANDBOOK = {"fr": "fr-FR", "de": "de-DE", "es": "es-ES", "ja": "ja-JP", "ru": "ru-RU", "zh": "zh-CN"}
 NAMES = {"fr": "french", "de": "german", "es": "spanish", "ja": "japanese", "ru": "russian", "zh": "chinese"}
@@ -158,7 +158,6 @@ def main() -> None:
         os.environ.setdefault(name, value)
     report = Report(
         args.csv,
-        command=command(),
         model=f"{NAME}, {args.minutes:g} minutes of training an expert",
         questions=f"MGSM-Rev2: {args.search} to choose the best split, {args.report} others to report on",
     )

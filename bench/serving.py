@@ -36,10 +36,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / "bench"))
 
-from shared.report import Report, command  # noqa: E402
+from shared.report import Report  # noqa: E402
 from shared.synthetic import SHAPE  # noqa: E402
 
-BIND = "VLLM_CPU_OMP_THREADS_BIND"
 LANGUAGES = ("swahili", "bengali", "telugu", "thai")
 
 
@@ -125,12 +124,6 @@ def child(model: str, eager: bool, dtype: str) -> None:
         print(json.dumps(spent), flush=True)
 
 
-def facts_of(options: argparse.Namespace) -> str:
-    mode = "eager" if options.eager else "compiled"
-    threads = ", ".join(f"{key}={os.environ[key]}" for key in ("OMP_NUM_THREADS", BIND) if key in os.environ)
-    return ", ".join(filter(None, (mode, options.dtype, threads)))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--eager", action="store_true", help="without torch.compile, on both sides")
@@ -211,11 +204,11 @@ def main() -> None:
 
         sizes = {name: math.prod(info.shape) for name, info in family.base.tensors.items()}
         added = sum(sizes[name] for name in family.base.stem) + sum(sizes[n] for i in own for n in family.base.layer(i))
+        how = f"{options.dtype}, {'eager' if options.eager else 'compiled'}"
         report = Report(
             options.csv,
-            command=command(),
             model=f"a random Llama of {sum(sizes.values()) / 1e6:.0f} M parameters, {family.depth} layers",
-            asked=f"{count} requests, 24 + {tokens} tokens, {options.rounds} rounds, {facts_of(options)}",
+            asked=f"{count} requests, 24 + {tokens} tokens, {options.rounds} rounds, {how}",
             adds=f"{len(own)} of {family.depth} layers and the stem, {added / sum(sizes.values()):.0%} of a model",
         )
         spread = [f"{clock}, {of}" for clock in ("CPU time", "wall time") for of in ("median", "min", "max")]

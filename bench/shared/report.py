@@ -13,6 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+THREADS = ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND")
 HUGE = Path("/sys/kernel/mm/transparent_hugepage")
 
 Cell = str | float | None
@@ -62,7 +63,8 @@ def written(file: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
 
 def command() -> str:
     """How this script was called, from the project's root."""
-    return shlex.join(["python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    threads = [f"{name}={os.environ[name]}" for name in THREADS if name in os.environ]
+    return shlex.join([*threads, "python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]])
 
 
 def shown(cell: Cell) -> str:
@@ -78,6 +80,7 @@ def facts() -> dict[str, str]:
     """What numbers of this machine depend on."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return {
+        "command": command(),
         "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "CPU": f"{processor()}, {len(os.sched_getaffinity(0))} cores; load before: {os.getloadavg()[0]:.1f}",
