@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from vllm.model_executor.layers.linear import LinearBase
 
-ROUNDS = 9
+LEAST, MOST, SECONDS = 3, 9, 2.0
+"""Rounds, of which there are no more after so many seconds: a prompt's rows take long, and differ little."""
 
 
 def seconds_of(model: nn.Module, rows: int, groups: int, own: Sequence[int]) -> tuple[float, float]:
@@ -49,8 +50,9 @@ def seconds_of(model: nn.Module, rows: int, groups: int, own: Sequence[int]) -> 
             run([model.lm_head], rows // groups)
 
     found: dict[Callable[[], None], list[float]] = {one: [], several: []}
+    start = time.process_time()
     with torch.inference_mode():
-        for _ in range(ROUNDS + 1):
+        while len(found[one]) <= LEAST or (len(found[one]) <= MOST and time.process_time() - start < SECONDS):
             for way, spent in found.items():
                 began = time.process_time()
                 way()
