@@ -14,7 +14,7 @@ TWO_AT_A_TIME := -n 2 --dist loadscope --no-loadscope-reorder
 # The demo needs little: without a limit vLLM takes nearly all of the machine's memory for its KV cache.
 DEMO_OPTIONS ?= --kv-cache-memory-bytes 1G
 
-.PHONY: setup serve test test-oldest fuzz clients docs real eval-tools lint links clean
+.PHONY: setup serve test test-oldest guard fuzz clients docs real eval-tools lint links clean
 
 setup: $(VENV)/.installed
 
@@ -53,6 +53,10 @@ $(OLDEST_VENV)/.installed: requirements/cpu-0.27.txt pyproject.toml Makefile
 	$(OLDEST_BIN)/python -m pip install --quiet --no-deps -r requirements/cpu-0.27.txt
 	$(OLDEST_BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
+
+# Whether anything has become slower than it was, next to stock vLLM.
+guard: setup
+	$(BIN)/python bench/guard.py
 
 # Broken archives, for ten minutes; `make test` tries a few hundred.
 fuzz: setup

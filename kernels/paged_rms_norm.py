@@ -70,12 +70,10 @@ def paged_rows(weight: torch.Tensor | Sequence[torch.Tensor], route: Route | Row
         assert isinstance(weight, torch.Tensor)
         page = page_of(route)[: x.shape[0]]
         return weight[page.clamp(min=0)].where((page >= 0).unsqueeze(-1), 0).view(shape)
-    sizes = [b - a for a, b in zip((0, *route.ends), (*route.ends[:-1], x.shape[0]), strict=False)]
     stacked = torch.stack([weight[page] for page in route.pages])
-    rows = stacked.repeat_interleave(torch.tensor(sizes, device=stacked.device), 0, output_size=x.shape[0])
-    if route.inverse is not None:
-        padding = torch.arange(route.inverse.numel(), x.shape[0], device=rows.device)
-        rows = rows.index_select(0, torch.cat((route.inverse, padding)))
+    group = torch.empty(0, dtype=torch.int64, device=stacked.device) if route.group is None else route.group
+    padding = group.new_full((x.shape[0] - group.numel(),), len(route.pages) - 1)
+    rows = stacked.index_select(0, torch.cat((group, padding)))
     return rows.view(shape)
 
 

@@ -13,13 +13,15 @@ class Route:
 
     `pages` are the distinct pages in use, `ends[g]` the exclusive end of group g in the sorted order.
     `order` (int64, [tokens]) gives the token at each sorted position and `inverse` the sorted position of
-    each token; both are None when the tokens already stand in that order.
+    each token; both are None when the tokens already stand in that order. `group` (int64, [tokens]) is the index in
+    `pages` of each token's.
     """
 
     pages: tuple[int, ...]
     ends: tuple[int, ...]
     order: torch.Tensor | None = None
     inverse: torch.Tensor | None = None
+    group: torch.Tensor | None = None
 
     @classmethod
     def of(cls, page_of_token: Sequence[int] | torch.Tensor, device: torch.device | str = "cpu") -> "Route":
@@ -27,14 +29,14 @@ class Route:
         ids = torch.as_tensor(page_of_token, dtype=torch.int64)
         if ids.numel() == 0:
             return cls((), ())
-        order = torch.argsort(ids, stable=True)
-        pages, counts = torch.unique_consecutive(ids[order], return_counts=True)
-        ends = tuple(counts.cumsum(0).tolist())
+        pages, group, counts = torch.unique(ids, return_inverse=True, return_counts=True)
+        found = tuple(pages.tolist()), tuple(counts.cumsum(0).tolist())
+        order = torch.argsort(group, stable=True)
         if bool((order[1:] > order[:-1]).all()):
-            return cls(tuple(pages.tolist()), ends)
+            return cls(*found, group=group.to(device))
         inverse = torch.empty_like(order)
         inverse[order] = torch.arange(order.numel())
-        return cls(tuple(pages.tolist()), ends, order.to(device), inverse.to(device))
+        return cls(*found, order.to(device), inverse.to(device), group.to(device))
 
 
 def by_page(route: Route, run: Callable[..., Any], *xs: torch.Tensor) -> Any:

@@ -26,9 +26,10 @@ def fine_tune(base: Path, to: Path, examples: Sequence[Example], minutes: float,
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
-    losses, tokens, began = [], 0, time.monotonic()
+    losses, tokens, clock = [], 0, time.monotonic if device == "cuda" else own_time
+    began = clock()
     for ids, labels in batches(examples):
-        spent = (time.monotonic() - began) / (60 * minutes)
+        spent = (clock() - began) / (60 * minutes)
         if spent >= 1:
             break
         optimizer.param_groups[0]["lr"] = rate * scale(spent)
@@ -45,14 +46,17 @@ def fine_tune(base: Path, to: Path, examples: Sequence[Example], minutes: float,
         losses.append(loss.item())
         tokens += ids.numel()
         if len(losses) % 10 == 1:
-            print(
-                f"{to.name}: step {len(losses)}, {time.monotonic() - began:.0f} s, loss {loss.item():.3f}", flush=True
-            )
+            print(f"{to.name}: step {len(losses)}, {clock() - began:.0f} s, loss {loss.item():.3f}", flush=True)
     model.to(torch.bfloat16).save_pretrained(to)
     tenth = max(1, len(losses) // 10)
     first, last = (sum(part) / len(part) for part in (losses[:tenth], losses[-tenth:]))
-    seconds = time.monotonic() - began
+    seconds = clock() - began
     return {"steps": len(losses), "tokens": tokens, "seconds": seconds, "first loss": first, "last loss": last}
+
+
+def own_time() -> float:
+    """Seconds that all cores of this process have computed: of a CPU, others may have a share."""
+    return time.process_time() / torch.get_num_threads()
 
 
 def scale(spent: float) -> float:

@@ -24,7 +24,7 @@ from layerloom.composer.sources.memory import memory
 from layerloom.kernels import Route, by_page, paged_rows
 
 from .packer import Linear, Packer, try_shape
-from .paged import NORMS, Norm, PagedLinearMethod, Slot, page_norm
+from .paged import NORMS, Norm, PagedLinearMethod, Slot, page_norm, takes_rows, with_weight
 from .parts import Parts
 from .rows import PackedRows
 
@@ -68,6 +68,7 @@ class PackedSlot(Slot):
         super().__init__(name, module)
         self.index = index
         self.selection = selection
+        self.norm_takes_rows = isinstance(module, NORMS) and takes_rows(module)
 
     def handle(self, page: int) -> Handle:
         return self.selection.pages[page].handles[self.index]
@@ -90,10 +91,11 @@ class PackedSlot(Slot):
         xs = (x,) if residual is None else (x, residual)
         if self.selection.route is ONE_PAGE:
             return stock(*xs)
+        if self.norm_takes_rows:
+            return with_weight(self.module, self.norm_weight(x), stock, *xs)
 
         def run(page: int, *rows: torch.Tensor) -> Any:
-            self.module.weight.data = self.handle(page).weight
-            return stock(*rows)
+            return with_weight(self.module, self.handle(page).weight, stock, *rows)
 
         return by_page(self.selection.route, run, *xs)
 

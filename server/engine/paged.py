@@ -96,6 +96,44 @@ class PagedNorm:
         return y if residual is None else (y, z)
 
 
+_row_by_row: dict[tuple[type, int, torch.dtype], bool] = {}
+
+
+def takes_rows(norm: nn.Module) -> bool:
+    """Whether vLLM's norm computes the same with a weight for each row as row by row, to the last bit.
+
+    It does where vLLM's code is PyTorch's multiplication, which on a CPU it is unless an operator has it otherwise; a
+    kernel would take the first row's weight for all. So each kind of norm is tried once.
+    """
+    kind = type(norm), norm.weight.shape[-1], norm.weight.dtype
+    if kind not in _row_by_row:
+        # Not from what sampling draws from: an engine's seed shall give the tokens that it gives in stock vLLM.
+        drawn = torch.randn(2, 2, kind[1], generator=torch.Generator().manual_seed(0))
+        weight, z = drawn.to(norm.weight.device, kind[2])
+        heads = torch.stack((z, z * 2, z * 3), dim=1)
+        try:
+            _row_by_row[kind] = all(
+                torch.equal(
+                    with_weight(norm, weight.view(2, *(1,) * (x.dim() - 2), -1), run, x),
+                    torch.cat([with_weight(norm, weight[row], run, x[row : row + 1]) for row in range(2)]),
+                )
+                # A norm may overwrite what it is given.
+                for run, x in ((lambda x: norm(x.clone()), heads), (lambda x: norm(x.clone(), x.clone())[0], z))
+            )
+        except (RuntimeError, ValueError, TypeError, AssertionError):
+            _row_by_row[kind] = False
+    return _row_by_row[kind]
+
+
+def with_weight(norm: nn.Module, weight: torch.Tensor, stock: Norm, *xs: torch.Tensor) -> Any:
+    """`stock` of xs with this weight in the module, which does not keep it: a prompt may have rows for megabytes."""
+    kept, norm.weight.data = norm.weight.data, weight
+    try:
+        return stock(*xs)
+    finally:
+        norm.weight.data = kept
+
+
 def page_norm(norm: nn.Module, slot: Slot) -> None:
     """Turns a norm of vLLM's into a paged one, in place; no other engine in the process notices."""
     cls = type(norm)

@@ -154,6 +154,15 @@ def test_prompt_logprobs_come_from_the_compositions_own_head(tmp_path):
         assert ours.prompt == pytest.approx(theirs.prompt, abs=1e-3)
 
 
+def test_an_engine_draws_the_tokens_that_stock_draws(tmp_path):
+    """Without a seed in the request they depend on the engine's, and on all that has drawn from it before."""
+    path = make_family(tmp_path)
+    merged = merge(Family.load(path), "math+swahili", tmp_path / "merged")
+    job = {"names": ["math+swahili"] * 4, "sampling": {"temperature": 1.0}, "options": {}}
+    ours, theirs = (in_child({**job, "model": str(model)}) for model in (path, merged))
+    assert [answer.tokens for answer in ours] == [answer.tokens for answer in theirs]
+
+
 def test_tensor_parallel(tmp_path):
     """With biases, an expert that is a checkpoint, and others that are archives; packed and in an arena."""
     path = family_of(tmp_path, "qwen2")
