@@ -19,6 +19,7 @@ an answer is written more than whether it is right; so differences in log-probab
 """
 
 import argparse
+import json
 import os
 import random
 from pathlib import Path
@@ -54,15 +55,16 @@ def make_experts(args: argparse.Namespace, report: Report) -> Path:
     rows: list[list[Any]] = []
     for name, examples in wanted.items():
         expert = args.to / name
-        if not (expert / "model.safetensors").exists():
-            done = fine_tune(base, expert, examples(), args.minutes, RATE)
-            rows.append([name, RATE, *done.values()])
+        training = expert / "training.json"
+        if not training.exists():
+            done = {"rate": RATE, **fine_tune(base, expert, examples(), args.minutes, RATE)}
             for file in base.glob("*token*"):
                 (expert / file.name).write_bytes(file.read_bytes())
-    if rows:
-        report.table(
-            "Fine-tuning", ("expert", "learning rate", "steps", "tokens", "seconds", "first loss", "last loss"), rows
-        )
+            training.write_text(json.dumps(done))
+        rows.append([name, *json.loads(training.read_text()).values()])
+    report.table(
+        "Fine-tuning", ("expert", "learning rate", "steps", "tokens", "seconds", "first loss", "last loss"), rows
+    )
     experts = {"math": {"kind": "task", "path": "math.safetensors"}} | {
         NAMES[code]: {"kind": "language", "code": code, "path": f"{NAMES[code]}.safetensors"} for code in args.languages
     }
