@@ -23,7 +23,6 @@ import json
 import os
 import random
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
@@ -47,21 +46,8 @@ PRESETS = ("paper", "unreasonable", "lighton")
 
 def make_experts(args: argparse.Namespace, report: Report) -> Path:
     """The family.yaml of the base and its experts."""
-    base = args.to / NAME
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    wanted = {"math": lambda: questions_of(args.gsm8k, tokenizer)}
-    for code in args.languages:
-        wanted[NAMES[code]] = lambda code=code: text_of(args.handbook / HANDBOOK[code], tokenizer)
-    rows: list[list[Any]] = []
-    for name, examples in wanted.items():
-        expert = args.to / name
-        training = expert / "training.json"
-        if not training.exists():
-            done = {"rate": RATE, **fine_tune(base, expert, examples(), args.minutes, RATE)}
-            for file in base.glob("*token*"):
-                (expert / file.name).write_bytes(file.read_bytes())
-            training.write_text(json.dumps(done))
-        rows.append([name, *json.loads(training.read_text()).values()])
+    wanted = ["math", *(NAMES[code] for code in args.languages)]
+    rows = [[name, *trained(args, name).values()] for name in wanted]
     report.table(
         "Fine-tuning", ("expert", "learning rate", "steps", "tokens", "seconds", "first loss", "last loss"), rows
     )
@@ -81,6 +67,25 @@ def make_experts(args: argparse.Namespace, report: Report) -> Path:
     path = args.to / "family.yaml"
     path.write_text(yaml.safe_dump(said, sort_keys=False))
     return path
+
+
+def trained(args: argparse.Namespace, name: str) -> dict[str, float]:
+    """Trains the expert if it is not there. What is known of that."""
+    base, expert = args.to / NAME, args.to / name
+    said = expert / "training.json"
+    if not said.exists():
+        tokenizer = AutoTokenizer.from_pretrained(base)
+        if name == "math":
+            examples = questions_of(args.gsm8k, tokenizer)
+        else:
+            code = next(code for code, language in NAMES.items() if language == name)
+            examples = text_of(args.handbook / HANDBOOK[code], tokenizer)
+        done = {"rate": RATE, **fine_tune(base, expert, examples, args.minutes, RATE)}
+        for file in base.glob("*token*"):
+            (expert / file.name).write_bytes(file.read_bytes())
+        said.write_text(json.dumps(done))
+    found: dict[str, float] = json.loads(said.read_text())
+    return found
 
 
 def archives(folder: Path, name: str) -> list[str | float]:
@@ -157,20 +162,21 @@ def main() -> None:
     parser.add_argument("--search", type=int, default=50, help="questions to choose the best split by")
     parser.add_argument("--report", type=int, default=200, help="questions after those, to report on")
     parser.add_argument("--to", type=Path, default=FOLDER, help=f"directory; by default {FOLDER}")
-    parser.add_argument("--only-make", action="store_true", help="make the experts, and stop")
+    parser.add_argument("--only", metavar="EXPERT", help="train this one and stop: several may be trained at once")
     parser.add_argument("--csv", type=Path)
     args = parser.parse_args()
     args.languages = args.languages.split(",")
     for name, value in {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}.items():
         os.environ.setdefault(name, value)
+    if args.only:
+        trained(args, args.only)
+        return
     report = Report(
         args.csv,
         model=f"{NAME}, {args.minutes:g} minutes of training an expert",
         questions=f"MGSM-Rev2: {args.search} to choose the best split, {args.report} others to report on",
     )
-    family = make_experts(args, report)
-    if not args.only_make:
-        ask(args, family, report)
+    ask(args, make_experts(args, report), report)
 
 
 if __name__ == "__main__":
