@@ -147,7 +147,7 @@ def main() -> None:
     if args.plot:
         pictures.draw(args.plot, args.out or args.plot[0].with_suffix(".png"))
         return
-    few = max(count for count in args.languages if count <= args.few)
+    few = max((count for count in args.languages if count <= args.few), default=min(args.languages))
     groups = [(group, args.languages if group is TOGETHER[0] else [few]) for group in TOGETHER]
     if args.systems:
         groups = [(args.systems, args.languages)]

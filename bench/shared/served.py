@@ -28,9 +28,11 @@ class Served:
 
     @property
     def engine(self) -> int:
-        """The process id of the one that has the weights. Raises ValueError when there are several."""
-        (process,) = processes(self.server, "VLLM::Worker") or processes(self.server, "VLLM::EngineCore")
-        return int(process.pid)
+        """The process id of the one that has the weights. Raises RuntimeError when there is none any more, or several."""
+        found = processes(self.server, "VLLM::Worker") or processes(self.server, "VLLM::EngineCore")
+        if len(found) != 1:
+            raise RuntimeError(f"{len(found)} engines, where there was one:\n{self.server.tail(20)}")
+        return int(found[0].pid)
 
     @property
     def processes(self) -> list[int]:

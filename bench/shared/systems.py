@@ -19,6 +19,9 @@ NAMES = ("merged", "base", "layerloom", "engines", "restarted", "lora-RANK", "la
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """What --max-lora-rank may be; 512 is the largest of vLLM 0.32."""
 
+MARGIN = 1.25
+"""Of an engine's memory that has to be free for another one: where memory ends, Linux ends anybody."""
+
 Seconds = dict[str, float]
 """Of the steps of adding a language: `make` files, `start` or `load`, and the `first` token."""
 
@@ -102,7 +105,10 @@ class System(ABC):
         self._stack.close()
 
     def start(self, command: Sequence[str], **environment: str) -> Served:
-        log = self.setting.place / f"{self.name}-{len(self.servers)}.log"
+        count, free = len(self.servers), psutil.virtual_memory().available
+        if count and free < MARGIN * self.memory() / count:
+            raise RuntimeError(f"{free / 1e9:.1f} GB of memory are too little for engine {count + 1} beside the others")
+        log = self.setting.place / f"{self.name}-{count}.log"
         running = self._stack.enter_context(served(command, log, {**on_cores(1), **environment}))
         self.servers.append(running)
         return running
