@@ -28,7 +28,7 @@ class Served:
 
     @property
     def engine(self) -> int:
-        """The process id of the one that has the weights. Raises RuntimeError when there is none any more, or several."""
+        """The process id of the one that has the weights. Raises RuntimeError when that has ended, or are several."""
         found = processes(self.server, "VLLM::Worker") or processes(self.server, "VLLM::EngineCore")
         if len(found) != 1:
             raise RuntimeError(f"{len(found)} engines, where there was one:\n{self.server.tail(20)}")
