@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 KEPT = HERE / "results" / "guard.csv"
 LEAST = 0.9
 # In float32, as CPUs without instructions for bfloat16 take a hundred times as long in that.
-OPTIONS = ("--eager", "--dtype", "float32", "--no-turns", "--rounds", "5", "--requests", "16", "--tokens", "48")
+OPTIONS = ("--eager", "--dtype", "float32", "--no-turns", "--rounds", "3", "--requests", "16", "--tokens", "32")
 WATCHED = {
     "one composition, of stock vLLM's speed": ("one", "CPU time, median"),
     "four in one batch, of what stock's matrix products allow": ("four, of the bound", "of stock's speed, median"),
