@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from shared.report import Report
+from shared.report import Report, spread
 
 LAYERLOOM = str(Path(sys.executable).with_name("layerloom"))
 
@@ -92,8 +92,7 @@ def main() -> None:
             )
             peak = max(cost.peak for cost, _, _ in pairs)
             ratios = [cost.wall / copy.wall for cost, _, copy in pairs]
-            spread = statistics.median(ratios), min(ratios), max(ratios)
-            rows.append((codec, 100 * written / size, peak, wall, cpu, copying, *spread))
+            rows.append((codec, 100 * written / size, peak, wall, cpu, copying, *spread(ratios)))
         columns = ("written, %", "peak, MB", "s", "s of CPU", "s of `cp`", "of `cp` next to it, median", "min", "max")
         report.table("Extracting", ("codec", *columns), rows)
 

@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 sys.path.insert(0, str(ROOT / "bench"))
 
-from shared.report import Report  # noqa: E402
+from shared.report import Report, spread  # noqa: E402
 from shared.synthetic import SHAPE  # noqa: E402
 
 LANGUAGES = ("swahili", "bengali", "telugu", "thai")
@@ -198,9 +198,8 @@ def main() -> None:
                 more += steps * (several - one)
             shares.append((took / (took + more), (took + more) / spent["four"][-1]["cpu"]))
 
-        def ratio(over: str, under: str, key: str) -> list[float]:
-            found = [a[key] / b[key] for a, b in zip(spent[over], spent[under], strict=True)]
-            return [statistics.median(found), min(found), max(found)]
+        def ratio(over: str, under: str, key: str) -> tuple[float, float, float]:
+            return spread([a[key] / b[key] for a, b in zip(spent[over], spent[under], strict=True)])
 
         sizes = {name: math.prod(info.shape) for name, info in family.base.tensors.items()}
         added = sum(sizes[name] for name in family.base.stem) + sum(sizes[n] for i in own for n in family.base.layer(i))
@@ -211,7 +210,7 @@ def main() -> None:
             asked=f"{count} requests, 24 + {tokens} tokens, {options.rounds} rounds, {how}",
             adds=f"{len(own)} of {family.depth} layers and the stem, {added / sum(sizes.values()):.0%} of a model",
         )
-        spread = [f"{clock}, {of}" for clock in ("CPU time", "wall time") for of in ("median", "min", "max")]
+        columns = [f"{clock}, {of}" for clock in ("CPU time", "wall time") for of in ("median", "min", "max")]
         rows = [
             (
                 name,
@@ -221,17 +220,17 @@ def main() -> None:
             )
             for name, runs in spent.items()
         ]
-        report.table("Speed relative to stock, round by round", ("row", "tok/s", *spread), rows)
+        report.table("Speed relative to stock, round by round", ("row", "tok/s", *columns), rows)
         if others:
             against = [("four", *ratio("turns", "four", "cpu"), *ratio("turns", "four", "seconds"))]
-            report.table("Speed relative to four engines taking turns", ("row", *spread), against)
+            report.table("Speed relative to four engines taking turns", ("row", *columns), against)
         bounds, reached = zip(*shares, strict=True)
         report.table(
             "Four compositions in one batch, and what stock's matrix products allow, round by round",
             ("", "of stock's speed, median", "min", "max"),
             [
-                ("the bound", statistics.median(bounds), min(bounds), max(bounds)),
-                ("four, of the bound", statistics.median(reached), min(reached), max(reached)),
+                ("the bound", *spread(bounds)),
+                ("four, of the bound", *spread(reached)),
             ],
         )
         first, again = (statistics.median(times) for times in (never_used, used))

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from shared.report import Report
+from shared.report import Report, spread
 from shared.served import layerloom, served, stock
 
 OPTIONS = ("--kv-cache-memory-bytes", "1G")
@@ -43,7 +43,7 @@ def main() -> None:
         ("server", "seconds, median", "of stock's, median", "min", "max"),
         [
             ("stock vLLM on the base", statistics.median(theirs), 1.0, 1.0, 1.0),
-            ("layerloom", statistics.median(ours), statistics.median(ratios), min(ratios), max(ratios)),
+            ("layerloom", statistics.median(ours), *spread(ratios)),
         ],
     )
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 import triton
 import triton.language as tl
+from torch.nn.functional import pad
 
 from .dispatch import use_triton
 from .floats import rounded, widen
@@ -72,9 +73,9 @@ def paged_rows(weight: torch.Tensor | Sequence[torch.Tensor], route: Route | Row
         return weight[page.clamp(min=0)].where((page >= 0).unsqueeze(-1), 0).view(shape)
     stacked = torch.stack([weight[page] for page in route.pages])
     group = torch.empty(0, dtype=torch.int64, device=stacked.device) if route.group is None else route.group
-    padding = group.new_full((x.shape[0] - group.numel(),), len(route.pages) - 1)
-    rows = stacked.index_select(0, torch.cat((group, padding)))
-    return rows.view(shape)
+    if group.numel() != x.shape[0]:
+        group = pad(group, (0, x.shape[0] - group.numel()), value=len(route.pages) - 1)
+    return stacked.index_select(0, group).view(shape)
 
 
 def paged_rms_norm_torch(

@@ -5,6 +5,7 @@ import os
 import platform
 import resource
 import shlex
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -65,6 +66,11 @@ def command() -> str:
     """How this script was called, from the project's root."""
     threads = [f"{name}={os.environ[name]}" for name in THREADS if name in os.environ]
     return shlex.join([*threads, "python", f"bench/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Median, least and most, as tables have them."""
+    return statistics.median(values), min(values), max(values)
 
 
 def shown(cell: Cell) -> str:

@@ -111,15 +111,16 @@ def takes_rows(norm: nn.Module) -> bool:
         drawn = torch.randn(2, 2, kind[1], generator=torch.Generator().manual_seed(0))
         weight, z = drawn.to(norm.weight.device, kind[2])
         heads = torch.stack((z, z * 2, z * 3), dim=1)
+
+        def alike(stock: Norm, x: torch.Tensor) -> bool:
+            at_once = with_weight(norm, weight.view(2, *(1,) * (x.dim() - 2), -1), stock, x)
+            each = [with_weight(norm, own, stock, row) for own, row in zip(weight, x.split(1), strict=True)]
+            return torch.equal(at_once, torch.cat(each))
+
         try:
-            _row_by_row[kind] = all(
-                torch.equal(
-                    with_weight(norm, weight.view(2, *(1,) * (x.dim() - 2), -1), run, x),
-                    torch.cat([with_weight(norm, weight[row], run, x[row : row + 1]) for row in range(2)]),
-                )
-                # A norm may overwrite what it is given.
-                for run, x in ((lambda x: norm(x.clone()), heads), (lambda x: norm(x.clone(), x.clone())[0], z))
-            )
+            # A norm may overwrite what it is given.
+            _row_by_row[kind] = alike(lambda x: norm(x.clone()), heads)
+            _row_by_row[kind] &= alike(lambda x: norm(x.clone(), x.clone())[0], z)
         except Exception:  # whatever it asks of a weight
             _row_by_row[kind] = False
     return _row_by_row[kind]
