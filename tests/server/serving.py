@@ -140,9 +140,10 @@ def processes(server: Server, title: str) -> list[psutil.Process]:
 
 
 def free_port() -> int:
-    # Below those that the system gives to clients: a server needs a minute until it listens there.
+    # Below those that the system gives to clients: a server needs a minute until it listens there. Not of the process'
+    # own generator: an engine in the process seeds it, and two workers then took the same ports.
     while True:
-        port = random.randrange(10_000, 32_000)
+        port = random.SystemRandom().randrange(10_000, 32_000)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
