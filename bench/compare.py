@@ -17,8 +17,9 @@
 All of a group are running, and take turns load by load, so that a row compares with the others of its table. The loads:
 1 to 16 languages, all alike or by zipf; clients who ask again once they are answered (closed), or requests that come by
 themselves (poisson, at --share of the rate that `merged` had in its first closed loop). Every answer is greedy,
-streamed, and of --tokens tokens. It is held against stock vLLM on the merged checkpoint of its language: a token that
-differs is no fault where the other was less than 0.05 likelier (in logprob), as batches round otherwise. "Between
+streamed, and of --tokens tokens. It is held against what stock vLLM says on its language's merged checkpoint, alone and
+in a batch of eight, whichever it goes together with longer. Batches round otherwise: an answer is wrong if its first
+token that differs is less likely (in logprob) by more than twice what stock's two answers differ by at most. "Between
 tokens" are chunks of the stream. `disk` is what serving reads; `memory` what all processes of a system have, with what
 they share (libraries among it) counted once, and on NVIDIA's devices what the driver says. `CPU` is of the engines, the
 steadier clock where others use the machine. p99 of so few first tokens is the worst of them. Adding a language is timed
@@ -176,6 +177,7 @@ def main() -> None:
         prompts = [prompt(number) for number in range(PROMPTS)]
         setting = Setting(materials, options, most, prompts, args.tokens, root, pages)
         right, setting = references(setting, most)
+        report.facts["rounding"] = f"logprobs of stock alone and in a batch differ by up to {right.rounding:.3f}"
         report.facts["restart"] = f"{setting.restart:.1f} s from the end of an engine to the first token of the next"
         comparison = Comparison(report, setting, right, args)
         for group, counts in groups:

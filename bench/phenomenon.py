@@ -24,14 +24,13 @@ import os
 import random
 from pathlib import Path
 
-import torch
 import yaml
 from real_base import FOLDER, NAME
 from transformers import AutoTokenizer
 
 from layerloom.composer import extract
 from layerloom.composer.sources.codecs import CODECS
-from shared.fine_tune import fine_tune
+from shared.fine_tune import fast_bf16, fine_tune
 from shared.intervals import less, mean
 from shared.lessons import FINAL, questions_of, text_of
 from shared.report import Report
@@ -117,8 +116,7 @@ def ask(args: argparse.Namespace, family: Path, report: Report) -> None:
     from layerloom.server.sweep.recipes import grid
     from layerloom.server.sweep.sweep import Scores, ranked
 
-    # Of CPUs, some take a hundred times as long in bfloat16; weights are the same in float32.
-    dtype = "bfloat16" if torch.cuda.is_available() else "float32"
+    dtype = "bfloat16" if fast_bf16() else "float32"
     options = {"dtype": dtype, "enforce_eager": True, "max_model_len": 1024, "disable_log_stats": True}
     with Runtime(family, **options) as runtime:
         for code in args.languages:

@@ -6,6 +6,8 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ CLOSE = 0.05
 otherwise, in bf16."""
 
 ASKED = {"temperature": 0, "ignore_eos": True, "return_token_ids": True}
-ASKED |= {"logprobs": 2, "return_tokens_as_token_ids": True}
+ASKED |= {"logprobs": 5, "return_tokens_as_token_ids": True}
 """What a server is asked for, beside model, prompt and the number of tokens."""
 
 SAME, AS_GOOD, WRONG = "the same", "as good", "wrong"
@@ -47,7 +49,7 @@ class Reference:
             tuple({int(token.removeprefix("token_id:")): logprob for token, logprob in step.items()} for step in steps),
         )
 
-    def compare(self, tokens: Sequence[int]) -> str:
+    def compare(self, tokens: Sequence[int], close: float = CLOSE) -> str:
         """SAME; AS_GOOD, when the first token that differs was hardly less likely here; or WRONG.
 
         What comes after such a token is the answer to something else, and says nothing.
@@ -56,7 +58,41 @@ class Reference:
             return SAME
         steps = zip(self.tokens, tokens, self.steps, strict=True)
         own, other, step = next(each for each in steps if each[0] != each[1])
-        return AS_GOOD if step[own] - step.get(other, -math.inf) < CLOSE else WRONG
+        return AS_GOOD if step[own] - step.get(other, -math.inf) < close else WRONG
+
+    def same(self, tokens: Sequence[int]) -> list[bool]:
+        """Of each place, whether the token there is this one's."""
+        return [own == other for own, other in zip(self.tokens, tokens, strict=True)]
+
+    def before(self, tokens: Sequence[int]) -> int:
+        """How many tokens come before the first that differs."""
+        return [*self.same(tokens), False].index(False)
+
+    def distance(self, other: "Reference") -> float:
+        """The largest difference of a logprob that both have, as far as the two answers go together."""
+        both = slice(self.before(other.tokens) + 1)
+        steps = zip(self.steps[both], other.steps[both], strict=True)
+        return max(abs(a[token] - b[token]) for a, b in steps for token in a.keys() & b.keys())
+
+
+@dataclass(frozen=True)
+class Right:
+    """What is right: stock's answers to each prompt, alone and in a batch, which rounds otherwise."""
+
+    answers: Mapping[Key, Sequence[Reference]]
+
+    @cached_property
+    def rounding(self) -> float:
+        """The largest difference of a logprob between stock's answers to the same prompt."""
+        return max(one.distance(other) for answers in self.answers.values() for one, other in combinations(answers, 2))
+
+    def nearest(self, key: Key, tokens: Sequence[int]) -> Reference:
+        """That of stock's answers which goes together with these tokens longest."""
+        return max(self.answers[key], key=lambda reference: reference.before(tokens))
+
+    def wrong(self, key: Key, tokens: Sequence[int]) -> bool:
+        """Whether the first token that differs is less likely than rounding explains: each of two logprobs is off."""
+        return self.nearest(key, tokens).compare(tokens, 2 * self.rounding) == WRONG
 
 
 @dataclass

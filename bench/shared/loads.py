@@ -4,13 +4,13 @@ import asyncio
 import itertools
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import httpx
 import numpy as np
 
-from .judge import WRONG, Key, Reference
+from .judge import Right
 from .report import Cell
 from .streams import lateness, quantile
 
@@ -172,18 +172,16 @@ def grouped(groups: Sequence[Driven], restart: float) -> Driven:
 AGREEMENT = ("same tokens, %", "tokens before another", "wrong answers, %")
 
 
-def agreement(
-    answers: Sequence[Streamed], references: Mapping[Key, Reference], name: Callable[[int], str]
-) -> list[Cell]:
+def agreement(answers: Sequence[Streamed], right: Right, name: Callable[[int], str]) -> list[Cell]:
     """One for each of AGREEMENT, against stock vLLM on the merged checkpoint of each request's language.
 
     Tokens are compared place by place; `before another` is the mean of how many came before the first that differs.
     """
     same, before, wrong = [], [], []
     for answer in answers:
-        reference = references[name(answer.ask.language), answer.ask.prompt]
-        equal = [a == b for a, b in zip(answer.tokens, reference.tokens, strict=True)]
-        same += equal
-        before.append(equal.index(False) if False in equal else len(equal))
-        wrong.append(reference.compare(answer.tokens) == WRONG)
+        key = name(answer.ask.language), answer.ask.prompt
+        reference = right.nearest(key, answer.tokens)
+        same += reference.same(answer.tokens)
+        before.append(reference.before(answer.tokens))
+        wrong.append(right.wrong(key, answer.tokens))
     return [100 * float(np.mean(same)), float(np.mean(before)), 100 * float(np.mean(wrong))]

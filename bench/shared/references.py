@@ -3,25 +3,25 @@
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from .judge import ASKED, Key, Reference
+from .judge import ASKED, Key, Reference, Right
 from .served import Served, on_cores, served, stock
 from .systems import Setting
 
 AT_ONCE = 8
 
 
-def references(setting: Setting, languages: int) -> tuple[dict[Key, Reference], Setting]:
-    """The answers to all prompts of so many languages, by composition; and the setting with `restart` measured.
+def references(setting: Setting, languages: int) -> tuple[Right, Setting]:
+    """The answers to all prompts of so many languages, alone and AT_ONCE; and the setting with `restart` measured.
 
     Languages that have the same files have the same answers, and are asked for once.
     """
     materials = setting.materials
-    found: dict[Key, Reference] = {}
+    found: dict[Key, Sequence[Reference]] = {}
     restarts: list[float] = []
     ended: float | None = None
     for language in range(min(languages, materials.distinct)):
@@ -32,19 +32,18 @@ def references(setting: Setting, languages: int) -> tuple[dict[Key, Reference], 
             ask(running, path, setting, 0, 1)
             if ended is not None:
                 restarts.append(time.perf_counter() - asking)
+            answers = [all_answers(running, path, setting, at_once) for at_once in (1, AT_ONCE)]
             for same in range(language, languages, materials.distinct):
                 name = materials.name(same)
-                if same == language:
-                    answers = all_answers(running, path, setting)
-                found |= {(name, number): answer for number, answer in answers.items()}
+                found |= {(name, number): each for number, each in enumerate(zip(*answers, strict=True))}
             ended = time.perf_counter()
-    return found, replace(setting, restart=statistics.median(restarts) if restarts else 0.0)
+    return Right(found), replace(setting, restart=statistics.median(restarts) if restarts else 0.0)
 
 
-def all_answers(running: Served, path: Path, setting: Setting) -> Mapping[int, Reference]:
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+def all_answers(running: Served, path: Path, setting: Setting, at_once: int) -> list[Reference]:
+    with ThreadPoolExecutor(at_once) as pool:
         numbers = range(len(setting.prompts))
-        return dict(enumerate(pool.map(lambda number: ask(running, path, setting, number, setting.tokens), numbers)))
+        return list(pool.map(lambda number: ask(running, path, setting, number, setting.tokens), numbers))
 
 
 def ask(running: Served, path: Path, setting: Setting, number: int, tokens: int) -> Reference:

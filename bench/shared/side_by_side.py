@@ -3,7 +3,7 @@
 import argparse
 import asyncio
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ import httpx
 
 from .adding import Adding
 from .cores import one_computes
-from .judge import Key, Reference
+from .judge import Right
 from .loads import AGREEMENT, TIMES, Ask, Load, Refused, agreement
 from .pictures import PREFIX
 from .report import Cell, Report
@@ -36,9 +36,7 @@ FAILURES = (Refused, RuntimeError, httpx.HTTPError, OSError)
 class Comparison:
     """What systems are measured with, what was found, and the report."""
 
-    def __init__(
-        self, report: Report, setting: Setting, right: Mapping[Key, Reference], args: argparse.Namespace
-    ) -> None:
+    def __init__(self, report: Report, setting: Setting, right: Right, args: argparse.Namespace) -> None:
         self.report = report
         self.setting = setting
         self.right = right
