@@ -68,6 +68,10 @@ class Reference:
         """How many tokens come before the first that differs."""
         return [*self.same(tokens), False].index(False)
 
+    def cut(self, tokens: int) -> "Reference":
+        """Its first so many tokens."""
+        return Reference(self.tokens[:tokens], self.steps[:tokens])
+
     def distance(self, other: "Reference") -> float:
         """The largest difference of a logprob that both have, as far as the two answers go together."""
         both = slice(self.before(other.tokens) + 1)
@@ -140,10 +144,16 @@ def stock_answers(
     finally:
         os.environ.clear()
         os.environ.update(before)
+    return from_outputs(outputs)
+
+
+def from_outputs(outputs: Sequence[Any]) -> list[Reference]:
+    """Of what vLLM's own `generate` returns, asked for logprobs."""
+    found = (output.outputs[0] for output in outputs)
     return [
         Reference(
-            tuple(output.outputs[0].token_ids),
-            tuple({token: entry.logprob for token, entry in step.items()} for step in output.outputs[0].logprobs),
+            tuple(each.token_ids),
+            tuple({token: entry.logprob for token, entry in step.items()} for step in each.logprobs),
         )
-        for output in outputs
+        for each in found
     ]
