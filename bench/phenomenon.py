@@ -171,7 +171,7 @@ def main() -> None:
         return
     report = Report(
         args.csv,
-        model=f"{NAME}, {args.minutes:g} minutes of training an expert",
+        model=NAME,
         questions=f"MGSM-Rev2: {args.search} to choose the best split, {args.report} others to report on",
     )
     ask(args, make_experts(args, report), report)
