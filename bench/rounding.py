@@ -17,7 +17,7 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,15 @@ def asked(model: Path, names: Sequence[str], tokens: int, dtype: str) -> Found:
     }
 
 
+def joined(some: Iterable[Found]) -> Found:
+    """The answers of several compositions, each in batches of its own."""
+    found: dict[str, dict[Key, Reference]] = {}
+    for each in some:
+        for batch, answers in each.items():
+            found.setdefault(batch, {}).update(answers)
+    return found
+
+
 def row(found: Mapping[Key, Reference], *rights: Mapping[Key, Reference]) -> list[Cell]:
     """Answers; and of each that is right: how many are the same, and the largest difference of a logprob."""
     cells: list[Cell] = [len(found)]
@@ -96,22 +105,20 @@ def main() -> None:
         materials = Materials(root, family, LANGUAGES, len(LANGUAGES), ())
         names = [materials.name(language) for language in range(len(LANGUAGES))]
         for dtype in args.dtypes:
-            stock: dict[str, dict[Key, Reference]] = {ALONE: {}, EIGHT: {}, GOING: {}}
-            ours: dict[str, dict[Key, Reference]] = {ALONE: {}, EIGHT: {}, GOING: {}}
-            for language, name in enumerate(names):
-                print(f"  {dtype}: {name}", file=sys.stderr, flush=True)
-                for batch, answers in asked(materials.merged(language).path, [name], args.tokens, dtype).items():
-                    stock[batch] |= answers
-                for batch, answers in asked(family, [name], args.tokens, dtype).items():
-                    ours[batch] |= answers
-            both = asked(family, names, args.tokens, dtype)
+            print(f"  {dtype}", file=sys.stderr, flush=True)
+            checkpoints = [materials.merged(language).path for language in range(len(LANGUAGES))]
+            stock = joined(
+                asked(path, [name], args.tokens, dtype) for path, name in zip(checkpoints, names, strict=True)
+            )
+            found = {
+                ("stock vLLM", ""): stock,
+                ("layerloom", ""): joined(asked(family, [name], args.tokens, dtype) for name in names),
+                ("layerloom", MIXED): asked(family, names, args.tokens, dtype),
+            }
             rows = [
-                ["stock vLLM", batch, *row(answers, stock[ALONE], stock[batch])] for batch, answers in stock.items()
-            ]
-            rows += [["layerloom", batch, *row(answers, stock[ALONE], stock[batch])] for batch, answers in ours.items()]
-            rows += [
-                ["layerloom", f"{batch}{MIXED}", *row(answers, stock[ALONE], stock[batch])]
-                for batch, answers in both.items()
+                [who, batch + mixed, *row(answers, stock[ALONE], stock[batch])]
+                for (who, mixed), batches in found.items()
+                for batch, answers in batches.items()
             ]
             report.table(
                 f"{dtype}: next to stock vLLM alone, and in such a batch",

@@ -29,6 +29,7 @@ def fine_tune(base: Path, to: Path, examples: Sequence[Example], minutes: float,
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, attn_implementation=attention)
     model.to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0, fused=True)
+    fast = fast_bf16()
     losses, tokens, clock = [], 0, time.monotonic if device == "cuda" else own_time
     began = clock()
     for ids, labels in batches(examples):
@@ -36,7 +37,7 @@ def fine_tune(base: Path, to: Path, examples: Sequence[Example], minutes: float,
         if spent >= 1:
             break
         optimizer.param_groups[0]["lr"] = rate * scale(spent)
-        with torch.autocast(device, torch.bfloat16, enabled=fast_bf16()):
+        with torch.autocast(device, torch.bfloat16, enabled=fast):
             # Only where something is learned: the head is a fifth of this model.
             hidden = model.model(ids.to(device), use_cache=False).last_hidden_state[:, :-1]
             wanted = labels[:, 1:].to(device)

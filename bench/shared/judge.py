@@ -54,11 +54,11 @@ class Reference:
 
         What comes after such a token is the answer to something else, and says nothing.
         """
-        if tuple(tokens) == self.tokens:
+        at = self.before(tokens)
+        if at == len(self.tokens):
             return SAME
-        steps = zip(self.tokens, tokens, self.steps, strict=True)
-        own, other, step = next(each for each in steps if each[0] != each[1])
-        return AS_GOOD if step[own] - step.get(other, -math.inf) < close else WRONG
+        step = self.steps[at]
+        return AS_GOOD if step[self.tokens[at]] - step.get(tokens[at], -math.inf) < close else WRONG
 
     def same(self, tokens: Sequence[int]) -> list[bool]:
         """Of each place, whether the token there is this one's."""
@@ -66,7 +66,8 @@ class Reference:
 
     def before(self, tokens: Sequence[int]) -> int:
         """How many tokens come before the first that differs."""
-        return [*self.same(tokens), False].index(False)
+        pairs = enumerate(zip(self.tokens, tokens, strict=True))
+        return next((at for at, (own, other) in pairs if own != other), len(self.tokens))
 
     def cut(self, tokens: int) -> "Reference":
         """Its first so many tokens."""
@@ -94,9 +95,10 @@ class Right:
         """That of stock's answers which goes together with these tokens longest."""
         return max(self.answers[key], key=lambda reference: reference.before(tokens))
 
-    def wrong(self, key: Key, tokens: Sequence[int]) -> bool:
-        """Whether the first token that differs is less likely than rounding explains: each of two logprobs is off."""
-        return self.nearest(key, tokens).compare(tokens, 2 * self.rounding) == WRONG
+    @property
+    def close(self) -> float:
+        """How much likelier another token may be by rounding alone: each of two logprobs is off."""
+        return 2 * self.rounding
 
 
 @dataclass

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import httpx
 import numpy as np
 
-from .judge import Right
+from .judge import WRONG, Right
 from .report import Cell
 from .streams import lateness, quantile
 
@@ -179,9 +179,8 @@ def agreement(answers: Sequence[Streamed], right: Right, name: Callable[[int], s
     """
     same, before, wrong = [], [], []
     for answer in answers:
-        key = name(answer.ask.language), answer.ask.prompt
-        reference = right.nearest(key, answer.tokens)
+        reference = right.nearest((name(answer.ask.language), answer.ask.prompt), answer.tokens)
         same += reference.same(answer.tokens)
         before.append(reference.before(answer.tokens))
-        wrong.append(right.wrong(key, answer.tokens))
+        wrong.append(reference.compare(answer.tokens, right.close) == WRONG)
     return [100 * float(np.mean(same)), float(np.mean(before)), 100 * float(np.mean(wrong))]
