@@ -23,6 +23,7 @@ import math
 import random
 import tempfile
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -34,6 +35,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from layerloom.composer import extract
 from shared.demo_accuracy import measure
 from shared.demo_data import LANGUAGES, TASKS, Example, example
+from shared.report import Report
 
 BOTTOM, TOP, LAYERS = 2, 2, 8
 BATCH, PEAK_RATE, WARMUP = 48, 3e-3, 100
@@ -217,14 +219,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--evaluate", action="store_true", help="measure the checkpoints instead of making them")
     parser.add_argument("--questions", type=int, default=400, help="in each cell of the table")
+    parser.add_argument("--csv", type=Path, help="of the table")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     if options.evaluate:
-        command = f"python bench/demo_family.py --out {options.out} --evaluate --questions {options.questions}"
-        report = measure(options.out, options.questions, command)
-        (options.out / "ACCURACY.md").write_text(report)
-        print(report)
+        facts = {"threads": torch.get_num_threads(), "transformers": version("transformers")}
+        text = measure(options.out, options.questions, Report(options.csv, **facts))
+        (options.out / "ACCURACY.md").write_text(text)
     else:
         make(options.out, options.steps, options.seed)
 

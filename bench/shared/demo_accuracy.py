@@ -1,16 +1,15 @@
 """Measures the demo family: the table of ACCURACY.md, written by `python bench/demo_family.py --evaluate`."""
 
-import platform
 from collections import Counter
 from pathlib import Path
 
 import torch
-import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from layerloom.composer import Family
 
 from .demo_data import Example, test_questions
+from .report import Cell, Report
 
 COLUMNS = {
     f"{name} {kind}": (code, kind)
@@ -38,7 +37,7 @@ many then. "Best constant guess" always gives the answer that is most frequent i
 
     {command}
 
-One thread of an {machine} CPU, Python {python}, torch {torch}, transformers {transformers}.
+{versions}, transformers {transformers}, commit {commit}.
 """
 
 
@@ -87,43 +86,36 @@ def answers(model: LlamaForCausalLM, tokenizer, questions: list[Example]) -> lis
     return tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def table_row(title: str, given: dict[str, list[str]], asked: dict[str, list[Example]]) -> str:
+def shares(given: dict[str, list[str]], asked: dict[str, list[Example]]) -> list[float]:
+    """Of right answers, column by column."""
     right = {
         column: sum(mine == answer for mine, (_, answer) in zip(given[column], questions, strict=True))
         for column, questions in asked.items()
     }
-    return f"| {title} | " + " | ".join(f"{n / len(asked[column]):.1%}" for column, n in right.items()) + " |"
+    return [count / len(asked[column]) for column, count in right.items()]
 
 
 def best_constant_guess(questions: list[Example]) -> list[str]:
     return [Counter(answer for _, answer in questions).most_common(1)[0][0]] * len(questions)
 
 
-def measure(family_path: Path, count: int, command: str) -> str:
+def measure(family_path: Path, count: int, report: Report) -> str:
+    """The text of ACCURACY.md; the report has the table, too."""
     family = Family.load(family_path)
     sources = {name: family.checkpoint(name) for name in ("base", *family.experts)}
     experts = {name: {tensor: source.read(tensor) for tensor in source.tensors} for name, source in sources.items()}
     model = AutoModelForCausalLM.from_pretrained(family.base.path).eval()
     tokenizer = AutoTokenizer.from_pretrained(family.base.path, padding_side="left")
-    rows = experts | compositions(experts, family.depth, family.recipe.bottom, family.recipe.top)
+    models = experts | compositions(experts, family.depth, family.recipe.bottom, family.recipe.top)
 
     asked = {title: test_questions(code, kind, count) for title, (code, kind) in COLUMNS.items()}
     guesses = {column: best_constant_guess(questions) for column, questions in asked.items()}
-    table = [
-        "| | " + " | ".join(COLUMNS) + " |",
-        "|---|" + "---:|" * len(COLUMNS),
-        table_row("best constant guess", guesses, asked),
-    ]
-    for title, weights in rows.items():
+    rows: list[list[Cell]] = [["best constant guess", *shares(guesses, asked)]]
+    for title, weights in models.items():
         model.load_state_dict(weights)
         given = {column: answers(model, tokenizer, questions) for column, questions in asked.items()}
-        table.append(table_row(title if " " in title else f"`{title}`", given, asked))
-    return REPORT.format(
-        table="\n".join(table),
-        count=count,
-        command=command,
-        machine=platform.machine(),
-        python=platform.python_version(),
-        torch=torch.__version__,
-        transformers=transformers.__version__,
-    )
+        rows.append([title if " " in title else f"`{title}`", *shares(given, asked)])
+    report.table("Share of exact answers", ("model", *COLUMNS), rows)
+    lines = [f"| {title} | {' | '.join(f'{share:.1%}' for share in found)} |" for title, *found in rows]
+    table = [f"| | {' | '.join(COLUMNS)} |", "|---|" + "---:|" * len(COLUMNS), *lines]
+    return REPORT.format(table="\n".join(table), count=count, **report.facts)
