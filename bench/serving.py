@@ -10,9 +10,8 @@ steadier of the two. OMP_NUM_THREADS=1 VLLM_CPU_OMP_THREADS_BIND=nobind gives th
     one        layerloom, all requests for that composition
     four       layerloom, the requests spread over four compositions in one batch
     turns      four stock engines on four merged checkpoints, each with its quarter of the requests
-
-The bound for `four` is stock's time and what its own matrix products take longer for those rows and weights
-(bench/shared/products.py): `four` has to come to 0.97 of it.
+    bound      stock vLLM with as many matrix products, of as many weights, as `four` needs (bench/shared/products.py;
+               with --eager, on a CPU): `four` has to come to 0.97 of it
 
 Also: from the first request for a composition nobody has used to its first token, next to `merge` and
 starting stock vLLM on the result.
@@ -27,6 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +68,9 @@ class Engine:
         self.log.seek(0)
         raise SystemExit(f"{self.name} died:\n{self.log.read()[-3000:]}")
 
-    def ask(self, models: list[str | None], count: int, tokens: int) -> dict[str, Any]:
-        return self._told({"models": models, "count": count, "tokens": tokens})
-
-    def products(self, rows: int, groups: int, own: list[int]) -> tuple[float, float]:
-        """As shared.products has them."""
-        one, several = self._told({"products": [rows, groups, own]})["seconds"]
-        return one, several
-
-    def _told(self, job: dict[str, Any]) -> dict[str, Any]:
+    def ask(self, models: list[str | None], count: int, tokens: int, **more: Any) -> dict[str, Any]:
+        """With `several`, the groups and the layers of which each has its own, as shared.products has it."""
+        job = {"models": models, "count": count, "tokens": tokens, **more}
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         return self._line()
@@ -92,7 +86,7 @@ def child(model: str, eager: bool, dtype: str) -> None:
     from vllm import LLM, SamplingParams
 
     from layerloom.server import Runtime
-    from shared.products import seconds_of
+    from shared.products import as_several
 
     options = {
         "enforce_eager": eager,
@@ -108,19 +102,18 @@ def child(model: str, eager: bool, dtype: str) -> None:
     print(json.dumps({"start": time.monotonic() - start, "import": start - begin}), flush=True)
     for line in sys.stdin:
         job = json.loads(line)
-        if "products" in job:
-            rows, groups, own = job["products"]
-            found = llm.apply_model(lambda model, asked=(rows, groups, own): seconds_of(model, *asked))[0]
-            print(json.dumps({"seconds": found}), flush=True)
-            continue
+        several = nullcontext()
+        if "several" in job:
+            several = llm.apply_model(lambda model, asked=job["several"]: as_several(model, *asked))[0]
         params = SamplingParams(temperature=0.0, max_tokens=job["tokens"], ignore_eos=True)
         batch = prompts(job["count"])
-        start, cpu = time.monotonic(), time.process_time()
-        if runtime:
-            runtime.generate([job["models"][i % len(job["models"])] for i in range(len(batch))], batch, params)
-        else:
-            llm.generate(batch, params, use_tqdm=False)
-        spent = {"seconds": time.monotonic() - start, "cpu": time.process_time() - cpu}
+        with several:
+            start, cpu = time.monotonic(), time.process_time()
+            if runtime:
+                runtime.generate([job["models"][i % len(job["models"])] for i in range(len(batch))], batch, params)
+            else:
+                llm.generate(batch, params, use_tqdm=False)
+            spent = {"seconds": time.monotonic() - start, "cpu": time.process_time() - cpu}
         print(json.dumps(spent), flush=True)
 
 
@@ -175,28 +168,25 @@ def main() -> None:
             spent = [engine.ask([None], count // 4, tokens) for engine in (stock, *others)]
             return {key: sum(each[key] for each in spent) for key in spent[0]}
 
+        layers = family.plan(names[0]).layers
+        own = [i for i, blend in enumerate(layers) if blend.uniform != (("math", 1.0),)]
         rows = {
             "stock": lambda: stock.ask([None], count, tokens),
             "one": lambda: loom.ask(names[:1], count, tokens),
+            "bound": lambda: stock.ask([None], count, tokens, several=[len(names), own]),
             "four": lambda: loom.ask(names, count, tokens),
+            "turns": turns,
         }
-        if others:
-            rows["turns"] = turns
+        if not others:
+            del rows["turns"]
+        if not options.eager or torch.cuda.is_available():
+            del rows["bound"]
         for run in rows.values():
             run()
-        layers = family.plan(names[0]).layers
-        own = [i for i, blend in enumerate(layers) if blend.uniform != (("math", 1.0),)]
         spent: dict[str, list[dict[str, float]]] = {name: [] for name in rows}
-        shares = []
         for _ in range(options.rounds):
             for name, run in rows.items():
                 spent[name].append(run())
-            took, more = spent["stock"][-1]["cpu"], 0.0
-            # The prompts in a step of their own, then a step for each token but the first.
-            for batch, steps in ((24 * count, 1), (count, tokens - 1)):
-                one, several = stock.products(batch, len(names), own)
-                more += steps * (several - one)
-            shares.append((took / (took + more), (took + more) / spent["four"][-1]["cpu"]))
 
         def ratio(over: str, under: str, key: str) -> tuple[float, float, float]:
             return spread([a[key] / b[key] for a, b in zip(spent[over], spent[under], strict=True)])
@@ -224,15 +214,12 @@ def main() -> None:
         if others:
             against = [("four", *ratio("turns", "four", "cpu"), *ratio("turns", "four", "seconds"))]
             report.table("Speed relative to four engines taking turns", ("row", *columns), against)
-        bounds, reached = zip(*shares, strict=True)
-        report.table(
-            "Four compositions in one batch, and what stock's matrix products allow, round by round",
-            ("", "of stock's speed, median", "min", "max"),
-            [
-                ("the bound", *spread(bounds)),
-                ("four, of the bound", *spread(reached)),
-            ],
-        )
+        if "bound" in spent:
+            report.table(
+                "Four in one batch next to what stock's matrix products allow, round by round",
+                ("row", *columns),
+                [("four", *ratio("bound", "four", "cpu"), *ratio("bound", "four", "seconds"))],
+            )
         first, again = (statistics.median(times) for times in (never_used, used))
         start = stock.ready["import"] + stock.ready["start"]
         report.table(

@@ -1,61 +1,63 @@
-"""products: how long stock vLLM's own matrix products take for rows of one model, and for rows of several in a batch.
+"""products: stock vLLM with as many matrix products, of as many weights, as several models in a batch need.
 
 Several compositions in a batch cannot be faster than that: where they have weights of their own all of these are read,
-and a small product uses a core less well than a large one.
+and a small product uses a core less well than a large one. Everything else is as in stock vLLM on one model, so what it
+says is nonsense, and how long it takes is the bound.
 """
 
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 from vllm.model_executor.layers.linear import LinearBase
-
-LEAST, MOST, SECONDS = 3, 9, 2.0
-"""Rounds, of which there are no more after so many seconds: a prompt's rows take long, and differ little."""
+from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
 
-def seconds_of(model: nn.Module, rows: int, groups: int, own: Sequence[int]) -> tuple[float, float]:
-    """CPU seconds of the products of a pass over `rows` rows: all of one model, and of `groups` models in equal parts.
+class Several:
+    """In place of a module's quant_method: equal parts of the rows, each with another module's weights."""
+
+    def __init__(self, method: Any, modules: Sequence[nn.Module]) -> None:
+        self.method = method
+        self.modules = modules
+
+    def apply(self, layer: nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        parts = x.chunk(len(self.modules))
+        return torch.cat(
+            [self.method.apply(module, part, bias) for module, part in zip(self.modules, parts, strict=False)]
+        )
+
+
+@contextmanager
+def as_several(model: nn.Module, groups: int, own: Sequence[int]) -> Iterator[None]:
+    """Has `groups` models' matrix products in a stock model on a CPU, without torch.compile.
 
     `own` are the layers of which each group has its own; the head is each group's own, too, and the other layers are
-    everybody's. Other layers' weights stand for those of other groups, as no cache holds a model. The weights are the
-    stock model's, as it has packed them.
+    everybody's. The weights are the model's, as stock vLLM has packed them: layers stand for each other, those that are
+    far apart, so that none is read again while a cache may still hold it.
     """
     stack = next(found for found in model.modules() if isinstance(found, nn.ModuleList))
     layers = [[each for each in layer.modules() if isinstance(each, LinearBase)] for layer in stack]
-    dtype = next(model.parameters()).dtype
-    widths = {module.input_size for module in layers[0]} | {model.lm_head.embedding_dim}
-    xs = {(n, k): torch.randn(n, k, dtype=dtype) for n in (rows, rows // groups) for k in widths}
+    step = max(1, len(layers) // groups)
+    several = {model.lm_head: [head_like(model.lm_head) for _ in range(groups)]}
+    for at in own:
+        chosen = [layers[(at + group * step) % len(layers)] for group in range(groups)]
+        several |= dict(zip(layers[at], map(list, zip(*chosen, strict=True)), strict=True))
+    stock = {module: module.quant_method for module in several}
+    for module, modules in several.items():
+        module.quant_method = Several(stock[module], modules)
+    try:
+        yield
+    finally:
+        for module, method in stock.items():
+            module.quant_method = method
 
-    def run(modules: Sequence[nn.Module], count: int) -> None:
-        for module in modules:
-            width = module.input_size if isinstance(module, LinearBase) else module.embedding_dim
-            module.quant_method.apply(module, xs[count, width])
 
-    def one() -> None:
-        for layer in layers:
-            run(layer, rows)
-        run([model.lm_head], rows)
-
-    def several() -> None:
-        for at, layer in enumerate(layers):
-            if at in own:
-                for group in range(groups):
-                    run(layers[(at + group) % len(layers)], rows // groups)
-            else:
-                run(layer, rows)
-        for _ in range(groups):
-            run([model.lm_head], rows // groups)
-
-    found: dict[Callable[[], None], list[float]] = {one: [], several: []}
-    start = time.process_time()
-    with torch.inference_mode():
-        while len(found[one]) <= LEAST or (len(found[one]) <= MOST and time.process_time() - start < SECONDS):
-            for way, spent in found.items():
-                began = time.process_time()
-                way()
-                spent.append(time.process_time() - began)
-    first, second = (statistics.median(spent[1:]) for spent in found.values())
-    return first, second
+def head_like(head: nn.Module) -> nn.Module:
+    """A head of the same shape with numbers of its own, packed as stock vLLM packs one."""
+    made = nn.Module()
+    size = head.num_embeddings_per_partition, head.embedding_dim
+    made.weight = nn.Parameter(0.02 * torch.randn(size, dtype=head.weight.dtype), requires_grad=False)
+    dispatch_cpu_unquantized_gemm(made, remove_weight=True)
+    return made

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 SHOWN = 20
 """Recipes of a table."""
 
+KEPT = 8
+"""Recipes that are asked everything after a screen."""
+
 STEPS = {0.1: 1, 0.2: 2, 0.5: 5, 1.0: 10}
 """In tenths."""
 
@@ -65,7 +68,9 @@ def sweep(
     screen: Annotated[
         int | None, typer.Option(min=1, help="ask all recipes this many questions, and only the best of them all")
     ] = None,
-    keep: Annotated[int, typer.Option(min=1, help="with --screen: how many are the best")] = 8,
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="with --screen: how many are the best; by default 8", show_default=False)
+    ] = None,
     template: Annotated[str, typer.Option(help="what is asked: a text with {question} in it")] = "{question}",
     chat: Annotated[
         bool, typer.Option("--chat/--text", help="ask in the family's chat template, or give a text to go on")
@@ -89,6 +94,8 @@ def sweep(
         need_optuna()
     elif per_layer:
         raise Told("--per-layer: there are too many such recipes for a grid: give --search tpe, cma, random or nsga2")
+    if keep and not screen:
+        raise Told("--keep: says how many of a --screen N are asked everything")
     if step not in STEPS:
         raise Told(f"--step {step:g}: is one of {', '.join(f'{known:g}' for known in STEPS)}")
     need_vllm()
@@ -129,7 +136,8 @@ def sweep(
     rows = range(min(screen or len(questions), len(questions)))
     later = range(len(questions))
     count = trials if search else len(names)
-    total = count * len(rows) + (min(keep, count) * len(later) if screen else 0)
+    most = keep or KEPT
+    total = count * len(rows) + (min(most, count) * len(later) if screen else 0)
     with ExitStack() as stack:
         advance = stack.enter_context(progress("asking", total, in_bytes=False))
 
@@ -152,7 +160,7 @@ def sweep(
             ask_all(ask, kept, names, rows, lambda done: advance("", done))
         best = ranked(kept.scores, names, rows, kinds)
         if screen:
-            best = best[:keep]
+            best = best[:most]
             ask_all(ask, kept, best, later, lambda done: advance("the best", done))
             best = ranked(kept.scores, best, later, kinds)
     found = rows_of(kept.scores, best, later if screen else rows)

@@ -4,33 +4,50 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any
 
+from jinja2 import TemplateError
 from vllm import SamplingParams
 
+from layerloom.composer import ComposeError
+from layerloom.composer.errors import quoted
 from layerloom.server.runtime.runtime import Runtime
 
 from .questions import Asked, Manner, Question, is_right
 
 
 class Examiner:
-    """Puts questions to compositions of one pair, which speak with one voice."""
+    """Puts questions to compositions of one pair, which speak with one voice.
+
+    Raises ComposeError where a question cannot be asked: with no chat template, in the template's own words, or too
+    long for the model.
+    """
 
     def __init__(self, runtime: Runtime, pair: str, questions: Sequence[Question], manner: Manner) -> None:
         self.runtime = runtime
         self.manner = manner
         self._compares = bool({"logprob", "choice"} & set(manner.kinds))
         self.tokenizer: Any = runtime.llm.get_tokenizer()
+        self.room = runtime.llm.llm_engine.model_config.max_model_len
         voice = runtime.family.voice(pair)
         self.template = voice.template(False) if manner.chat else None
+        if manner.chat and self.template is None:
+            raise ComposeError(f"{pair} has no chat template: ask with --text")
         self.tokens = dict(voice.tokens or {})
-        self.asked = [self._read(question) for question in questions]
+        self.asked = []
+        for number, question in enumerate(questions, 1):
+            try:
+                self.asked.append(self._read(question))
+            except (TemplateError, ValueError, TypeError, LookupError) as error:
+                said = question.messages[-1].content if question.messages else question.question
+                raise ComposeError(f"question {number}, {quoted(said)}: {error}") from error
 
     def _read(self, question: Question) -> Asked:
-        messages = question.messages
-        if messages is None:
+        """Raises ValueError, and what a template or a tokenizer does."""
+        messages = [message.model_dump() for message in question.messages or ()]
+        if not messages:
             text = self.manner.template.replace("{question}", str(question.question))
             messages = [{"role": "user", "content": text}]
         if self.template is None:
-            prompt = self.tokenizer.encode("\n".join(str(message.get("content")) for message in messages))
+            prompt = self.tokenizer.encode("\n".join(message["content"] for message in messages))
         else:
             said: Any = self.tokenizer.apply_chat_template(
                 messages, chat_template=self.template, add_generation_prompt=True, tokenize=False, **self.tokens
@@ -39,6 +56,11 @@ class Examiner:
         others = [choice for choice in question.choices if choice != question.answer]
         answers = [question.answer, *(others if "choice" in self.manner.kinds else ())]
         ids = [self.tokenizer.encode(self.manner.before + text, add_special_tokens=False) for text in answers]
+        if not prompt or not all(ids):
+            raise ValueError("it or an answer of its is no token to this model")
+        longest = len(prompt) + (max(map(len, ids)) if self._compares else 0)
+        if longest >= self.room:
+            raise ValueError(f"{longest} tokens with the answer are too many: the model takes {self.room - 1}")
         return Asked(prompt, ids, question.answer)
 
     def examine(self, names: Sequence[str], rows: Sequence[int]) -> dict[tuple[str, int], dict[str, float]]:

@@ -6,14 +6,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from layerloom.composer import ComposeError
 from layerloom.composer.files import naming, read_bytes
 
-Text = Annotated[str, BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value)]
+Text = Annotated[
+    str, Field(min_length=1), BeforeValidator(lambda value: str(value) if isinstance(value, int | float) else value)
+]
 MOST = 1 << 30
 """Bytes of the largest file that is read."""
 
@@ -39,11 +41,19 @@ class Manner:
     max_tokens: int = 16
 
 
+class Message(BaseModel):
+    """Of a conversation; what else it has goes to the chat template."""
+
+    model_config = ConfigDict(extra="allow")
+    role: str
+    content: str
+
+
 class Question(BaseModel):
     """A line: {"question": …, "answer": …}, or `messages` in place of the question; `choices` hold the answer."""
 
     question: str | None = Field(default=None, validation_alias=AliasChoices("question", "prompt"))
-    messages: list[dict[str, Any]] | None = None
+    messages: Annotated[list[Message], Field(min_length=1)] | None = None
     answer: Text
     choices: list[Text] = Field(default=[])
 
@@ -52,7 +62,7 @@ class Question(BaseModel):
         if (self.question is None) == (self.messages is None):
             raise ValueError("give either question or messages")
         if self.choices and self.answer not in self.choices:
-            raise ValueError("choices do not hold the answer")
+            raise ValueError(f"choices do not hold the answer, {self.answer!r}")
         return self
 
 
@@ -75,14 +85,21 @@ def read_questions(path: Path) -> list[Question]:
             try:
                 found.append(Question.model_validate(json.loads(line)))
             except ValidationError as error:
-                detail = error.errors(include_url=False)[0]
-                where = ".".join(map(str, detail["loc"]))
-                raise ComposeError(f"{path}: line {number}: {where and f'{where}: '}{detail['msg']}") from error
-            except ValueError as error:
+                raise ComposeError(f"{path}: line {number}: {reason(error)}") from error
+            except (ValueError, RecursionError) as error:
                 raise ComposeError(f"{path}: line {number}: is no JSON: {error}") from error
     if not found:
         raise ComposeError(f'{path}: has no question; a line is {{"question": …, "answer": …}}')
     return found
+
+
+def reason(error: ValidationError) -> str:
+    """The first thing that is wrong, and where."""
+    detail = error.errors(include_url=False)[0]
+    if detail["type"] == "model_type" and not detail["loc"]:
+        return 'is no object; a line is {"question": …, "answer": …}'
+    where = ".".join(map(str, detail["loc"]))
+    return f"{where and f'{where}: '}{detail['msg'].removeprefix('Value error, ')}"
 
 
 def digest_of(questions: Sequence[Question], *said: object) -> str:

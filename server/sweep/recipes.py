@@ -43,13 +43,18 @@ def shares(family: Family, name: str) -> list[float]:
     return [dict(layer.attention).get(language, 0.0) for layer in family.plan(name).layers]
 
 
+def within(values: Sequence[str | int], depth: int) -> Sequence[str | int]:
+    """Without zones of more layers than there are, unless all are."""
+    return [value for value in values if isinstance(value, str) or value <= depth] or values
+
+
 def grid(family: Family, pair: str, ranges: Mapping[str, Sequence[object]]) -> list[str]:
     """The canonical names of `pair` under every recipe of the grid that fits the model, none twice.
 
     Two recipes that come to the same weights are one. Raises ComposeError where none fits.
     """
     found: dict[str, str] = {}
-    for values in product(*ranges.values()):
+    for values in product(*(within(values, family.depth) for values in ranges.values())):
         options = ",".join(f"{option}={value}" for option, value in zip(ranges, values, strict=True))
         try:
             plan = family.plan(f"{pair}@{options}")

@@ -9,7 +9,7 @@ from optuna.trial import Trial
 
 from layerloom.composer import ComposeError, Family
 
-from .recipes import shares
+from .recipes import shares, within
 from .sweep import AT_ONCE
 
 MISSES = 200
@@ -103,11 +103,6 @@ def sampler_of(name: str, seed: int, size: int) -> BaseSampler:
     if name == "nsga2":
         return NSGAIISampler(seed=seed, population_size=size)
     return TPESampler(seed=seed) if name == "tpe" else RandomSampler(seed=seed)
-
-
-def within(values: Sequence[str | int], depth: int) -> Sequence[str | int]:
-    """Without zones of more layers than there are, unless all are."""
-    return [value for value in values if isinstance(value, str) or value <= depth] or values
 
 
 def _one(trial: Trial, name: str, values: Sequence[str | int]) -> str | int:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
@@ -45,17 +46,32 @@ class Kept:
         with naming(self.file):
             # The last line may have been cut short.
             *lines, last = self.file.read_text(encoding="utf-8").split("\n")
-        head = json.loads(lines[0]) if lines else {}
-        if head.get("of") != self.digest:
+        number = 0
+        try:
+            for number, line in enumerate(lines, 1):
+                self._take(json.loads(line), number)
+        except ComposeError:
+            raise
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise ComposeError(
-                f"{self.file}: is of other questions, or asked otherwise: give another --output, or remove it"
-            )
+                f"{self.file}: line {number} is none that a sweep writes: give another --output, or remove it"
+            ) from error
         if last:
-            self.file.write_text("\n".join([*lines, ""]), encoding="utf-8")
-        for line in lines[1:]:
-            said = json.loads(line)
-            if said["weights"] == self.weights(said["recipe"]):
-                self.scores.setdefault(said["recipe"], {})[said["question"]] = said["scores"]
+            with naming(self.file):
+                self.file.write_text("\n".join([*lines, ""]), encoding="utf-8")
+
+    def _take(self, said: Any, number: int) -> None:
+        if number == 1:
+            if said["of"] != self.digest:
+                raise ComposeError(
+                    f"{self.file}: is of other questions, or asked otherwise: give another --output, or remove it"
+                )
+            return
+        recipe, row, scores = said["recipe"], int(said["question"]), {k: float(v) for k, v in said["scores"].items()}
+        # Of a recipe that the family has no more, nothing is asked.
+        with suppress(ComposeError):
+            if said["weights"] == self.weights(recipe):
+                self.scores.setdefault(recipe, {})[row] = scores
 
     def add(self, found: Answered) -> None:
         with naming(self.file), self.file.open("a", encoding="utf-8") as file:

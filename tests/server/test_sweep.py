@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from layerloom.composer import ComposeError, Family
+from layerloom.composer import Family
 from layerloom.composer.family.recipe import TENTHS
-from layerloom.server.sweep.questions import is_right, read_questions
+from layerloom.server.sweep.questions import is_right
 from layerloom.server.sweep.recipes import grid, numbers, tenths
 from layerloom.server.sweep.search import Search
 
@@ -197,6 +197,7 @@ def test_results_of_other_questions_are_not_mixed(first: tuple[Path, dict[str, A
         (["--stem", "tree"], "stem is one of"),
         (["--search", "gp"], "'gp' is not one of 'tpe', 'cma', 'random', 'nsga2'"),
         (["--search", "tpe", "--bottom", "9"], "none fits the model: zones overlap"),
+        (["--keep", "2"], "--keep: says how many of a --screen N"),
         (["--per-layer"], "give --search tpe, cma, random or nsga2"),
         (["--search", "tpe", "--per-layer", "--step", "0.3"], "--step 0.3: is one of 0.1, 0.2, 0.5, 1"),
     ],
@@ -206,27 +207,14 @@ def test_what_cannot_be_swept(data: Path, tmp_path: Path, options: list[str], me
     assert done.returncode == 2 and message in " ".join(done.stderr.split()), done.stderr
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "has no question"),
-        ("{", "line 1: is no JSON"),
-        ('{"question": "a"}', "line 1: answer: Field required"),
-        ('\n{"question": "a", "answer": 1}\n{"answer": "b"}', "line 3: .*either question or messages"),
-        ('{"question": "a", "answer": "b", "choices": ["c"]}', "do not hold the answer"),
-    ],
-)
-def test_files_that_hold_no_questions(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "q.jsonl").write_text(text)
-    with pytest.raises(ComposeError, match=message):
-        read_questions(tmp_path / "q.jsonl")
-
-
 def test_ranges_and_grids() -> None:
     assert numbers("top", "0..2,5,4..5") == [0, 1, 2, 4, 5]
     family = Family.load(DEMO)
     names = grid(family, "sw+math", {"bottom": [0, 4, 8], "top": [0, 4], "transition": [0]})
     assert names == [f"math+swahili@bottom={b},top={t},transition=0" for b, t in ((0, 0), (0, 4), (4, 0), (4, 4))]
+    # Those of zones that are larger than the model are not even looked at.
+    every = numbers("top", "0..999")
+    assert len(grid(family, "math+swahili", {"bottom": every, "top": every, "transition": every})) > 100
     # The same weights under another name are asked once.
     assert len(grid(family, "math+swahili", {"bottom": [2], "top": [2], "weight": ["0.5", "0.25"]})) == 1
 
