@@ -64,8 +64,10 @@ def test_commands_and_their_options_are_there(page: Path) -> None:
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*.csv")), ids=lambda file: file.name)
 def test_results_say_what_they_are_of(file: Path) -> None:
-    facts = {line[2:].partition(":")[0] for line in file.read_text().splitlines() if line.startswith("# ")}
-    assert {"commit", "date", "CPU", "versions"} <= facts
+    facts = dict(line[2:].split(": ", 1) for line in file.read_text().splitlines() if line.startswith("# "))
+    assert {"command", "commit", "date", "CPU", "versions"} <= facts.keys()
+    assert "changes" not in facts["commit"], "it is of no commit"
+    assert any(link.endswith(f"bench/results/{file.name}") for page in PAGES for link in links(page)), "nobody shows it"
 
 
 @pytest.mark.parametrize("picture", sorted(DOCS.glob("images/*.svg")), ids=lambda picture: picture.name)
