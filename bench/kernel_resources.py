@@ -2,15 +2,15 @@
 
     python bench/kernel_resources.py            compile, print, and compare with tests/kernels/resources.csv
     python bench/kernel_resources.py --write    … and write that table anew
-    python bench/kernel_resources.py --only 'compose .* bf16'
+    python bench/kernel_resources.py --only 'compose .* bf16' [--again]
 
 Every module of layerloom.kernels that has a function `variants(arch)` takes part; kernels/settings.py says what it
 yields. A spill fails, as does growth against the table, shared memory that the architecture does not have, and a kernel
 that is not in the table. Compared under the Triton that wrote the table; under another one only spills count.
 
-What was measured without a spill is remembered in $XDG_CACHE_HOME/layerloom/kernels.json, by default in ~/.cache, under
-Triton's own key (the kernel's source and all that it calls, types, constants, options, target, compiler and its
-environment) and this file. It is compared anew each time. --write remembers nothing.
+The table has Triton's own key of each, which stands for the kernel's source and all that it calls, types, constants,
+options, target, the compiler and its environment. What has the same key comes to the same, and is compiled by --write
+and --again alone.
 """
 
 import argparse
@@ -20,7 +20,6 @@ import functools
 import hashlib
 import importlib
 import io
-import json
 import os
 import pkgutil
 import re
@@ -44,9 +43,6 @@ TABLE = Path(__file__).parents[1] / "tests" / "kernels" / "resources.csv"
 SHARED = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
 """Bytes of shared memory that a program can have."""
 
-MOST = 10_000
-"""Rows that are remembered: about a megabyte."""
-
 
 class Row(NamedTuple):
     kernel: str
@@ -55,6 +51,8 @@ class Row(NamedTuple):
     registers: int
     spills: int
     shared: int
+    compiled: str = ""
+    """The key of what was compiled."""
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -97,8 +95,9 @@ def key(variant: Variant, arch: str) -> str:
     source, target, options = launched(variant, arch)
     backend = make_backend(target)
     environment = get_cache_invalidating_env_vars()
-    triton_key = get_cache_key(source, backend, backend.parse_options(options), environment)
-    return hashlib.sha256(Path(__file__).read_bytes() + triton_key.encode()).hexdigest()
+    return hashlib.sha256(
+        get_cache_key(source, backend, backend.parse_options(options), environment).encode()
+    ).hexdigest()
 
 
 def measure(arch: str, index: int) -> Row:
@@ -115,45 +114,28 @@ def measure(arch: str, index: int) -> Row:
     else:
         text, used, spilled = kernel.asm["amdgcn"], r"\.vgpr_count:\s+(\d+)", r"\.[sv]gpr_spill_count:\s+(\d+)"
     registers, spills = max(map(int, re.findall(used, text))), sum(map(int, re.findall(spilled, text)))
-    return Row(variant.name, arch, label(variant.settings), registers, spills, kernel.metadata.shared)
+    return Row(
+        variant.name, arch, label(variant.settings), registers, spills, kernel.metadata.shared, key(variant, arch)
+    )
 
 
-def measure_all(only: str, remembered: dict[str, list[int]]) -> tuple[list[Row], int]:
-    """The rows, and how many of them had to be compiled; those without spills are added to what is remembered."""
-    jobs = [(arch, i) for arch in ARCHITECTURES for i, v in enumerate(found(arch)) if re.search(only, v.name)]
-    keys = {job: key(found(job[0])[job[1]], job[0]) for job in jobs}
-    new = [job for job in jobs if keys[job] not in remembered]
-    rows = {}
+def measure_all(only: str, table: dict[tuple[str, str, str], Row]) -> tuple[list[Row], int]:
+    """The rows, and how many of them had to be compiled: those that the table does not have as they are."""
+    rows: dict[tuple[str, int], Row] = {}
+    new = []
+    for arch in ARCHITECTURES:
+        for i, variant in enumerate(found(arch)):
+            if re.search(only, variant.name):
+                row = table.get((variant.name, arch, label(variant.settings)))
+                if row is None or row.spills or row.compiled != key(variant, arch):
+                    new.append((arch, i))
+                else:
+                    rows[arch, i] = row
     with tempfile.TemporaryDirectory() as cache:
         os.environ["TRITON_CACHE_DIR"] = cache
         with ProcessPoolExecutor() as pool:
-            rows = dict(zip(new, pool.map(measure, *zip(*new, strict=True), chunksize=4), strict=True)) if new else {}
-    remembered |= {keys[job]: [row.registers, row.spills, row.shared] for job, row in rows.items() if not row.spills}
-    for arch, i in jobs:
-        variant = found(arch)[i]
-        if (arch, i) not in rows:
-            rows[arch, i] = Row(variant.name, arch, label(variant.settings), *remembered[keys[arch, i]])
-    return [rows[job] for job in jobs], len(new)
-
-
-def memory() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layerloom" / "kernels.json"
-
-
-def remember() -> dict[str, list[int]]:
-    try:
-        return dict(json.loads(memory().read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
-def keep(remembered: dict[str, list[int]]) -> None:
-    """Where there is a place for it; whole, or not at all."""
-    partial = memory().with_name(f".{memory().name}.{os.getpid()}")
-    with contextlib.suppress(OSError):
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(dict([*remembered.items()][-MOST:])))
-        partial.replace(memory())
+            rows |= zip(new, pool.map(measure, *zip(*new, strict=True), chunksize=4), strict=True) if new else ()
+    return [rows[job] for job in sorted(rows)], len(new)
 
 
 def read_table() -> tuple[str, dict[tuple[str, str, str], Row]]:
@@ -161,7 +143,10 @@ def read_table() -> tuple[str, dict[tuple[str, str, str], Row]]:
     if not TABLE.exists():
         return triton.__version__, {}
     version, _, *lines = TABLE.read_text().splitlines()
-    rows = (Row(kernel, arch, settings, *map(int, numbers)) for kernel, arch, settings, *numbers in csv.reader(lines))
+    rows = (
+        Row(kernel, arch, settings, *map(int, numbers), compiled)
+        for kernel, arch, settings, *numbers, compiled in csv.reader(lines)
+    )
     return version.removeprefix("# triton "), {row.key: row for row in rows}
 
 
@@ -196,16 +181,15 @@ def faults(rows: list[Row], table: dict[tuple[str, str, str], Row], whole: bool,
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--again", action="store_true", help="compile what the table knows, too")
     parser.add_argument("--only", default="")
     arguments = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 is set: kernels that are interpreted cannot be compiled")
-    remembered = {} if arguments.write else remember()
-    rows, fresh = measure_all(arguments.only, remembered)
-    keep(remembered)
+    version, table = read_table()
+    rows, fresh = measure_all(arguments.only, {} if arguments.write or arguments.again else table)
     for row in rows:
         print(*row, sep=", ")
-    version, table = read_table()
     if arguments.write:
         kept = [row for row in table.values() if arguments.only and not re.search(arguments.only, row.kernel)]
         write_table([*kept, *rows])

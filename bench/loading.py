@@ -42,7 +42,7 @@ import httpx
 from shared import fresh
 from shared.families import QWEN_1_5B, Model, write_family, write_yaml
 from shared.memory import Memory, forget_peak, memory_of, peak, proportional
-from shared.on_paper import SPEEDS, new_language
+from shared.on_paper import SPEEDS, on_paper
 from shared.report import Report
 from shared.served import EAGER, Served, layerloom, on_cores, served, stock
 from shared.speeds import Speeds, read_all
@@ -200,22 +200,6 @@ def machine(report: Report, speeds: Speeds, file: Path, rates: dict[str, float])
     rows += [(f"read from the page cache, {n} threads", rate) for n, rate in read.items()]
     rows += [(f"write to fresh memory, {kind}", rate) for kind, rate in rates.items()]
     report.table("The machine", ("what", "GB/s"), rows)
-
-
-def on_paper(report: Report, given: list[str]) -> None:
-    speeds = {**SPEEDS, **{name: float(speed) for name, _, speed in (each.partition("=") for each in given)}}
-    rows = []
-    for codec in ("checkpoint", "exact", "int8", "int4", "sign"):
-        moved = new_language(codec)
-        seconds = moved.seconds(speeds)
-        cached = {name: took for name, took in seconds.items() if name != "disk"}
-        bounds = [max(each, key=each.__getitem__) for each in (seconds, cached)]
-        rows.append((codec, *bounds, moved.pages, moved.disk, *seconds.values(), max(seconds.values())))
-    report.table(
-        f"A new language of Llama-3.1-8B on a GPU: GB and seconds, at GB/s of {json.dumps(speeds)[1:-1]}",
-        ("source", "bound", "bound once in the page cache", "GB of pages", "GB stored", *speeds, "at best"),
-        rows,
-    )
 
 
 def stages(report: Report, family: Path, model: Model, pages: str) -> None:

@@ -5,9 +5,11 @@ language's alone, and the stem, come from the language; an averaged one comes fr
 sign) go to the GPU as they are stored, and the stem exact; `exact` is decoded on the host and goes as a whole.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from .report import Report
 from .roofline import LLAMA_8B, Model, compose, delta_bytes
 
 VOCABULARY, AVERAGED = 128256, 2
@@ -56,3 +58,20 @@ def new_language(codec: str, model: Model = LLAMA_8B) -> Moved:
     kind = "dense" if dense else codec
     composing = (model.own - AVERAGED) * compose(model, (kind,)).bytes + AVERAGED * compose(model, (kind,) * 2).bytes
     return Moved(*(bytes / 1e9 for bytes in (whole + stem, stored, decoded, sent, sent, composing + 2 * stem)))
+
+
+def on_paper(report: Report, given: Sequence[str]) -> None:
+    """Reports it of every codec; `given` are speeds in place of SPEEDS, as in disk=7."""
+    speeds = {**SPEEDS, **{name: float(speed) for name, _, speed in (each.partition("=") for each in given)}}
+    rows = []
+    for codec in ("checkpoint", "exact", "int8", "int4", "sign"):
+        moved = new_language(codec)
+        seconds = moved.seconds(speeds)
+        cached = {name: took for name, took in seconds.items() if name != "disk"}
+        bounds = [max(each, key=each.__getitem__) for each in (seconds, cached)]
+        rows.append((codec, *bounds, moved.pages, moved.disk, *seconds.values(), max(seconds.values())))
+    report.table(
+        f"A new language of Llama-3.1-8B on a GPU: GB and seconds, at GB/s of {json.dumps(speeds)[1:-1]}",
+        ("source", "bound", "bound once in the page cache", "GB of pages", "GB stored", *speeds, "at best"),
+        rows,
+    )

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from engines import Answer, answers, distance, in_child, prompts, run, sampling
+from engines import Answer, answers, distance, in_child, in_one_child, prompts, run, sampling
 from pico import ARCHITECTURES, make_family
 from safetensors.torch import load_file, save_file
 
@@ -159,7 +159,7 @@ def test_an_engine_draws_the_tokens_that_stock_draws(tmp_path):
     path = make_family(tmp_path)
     merged = merge(Family.load(path), "math+swahili", tmp_path / "merged")
     job = {"names": ["math+swahili"] * 4, "sampling": {"temperature": 1.0}, "options": {}}
-    ours, theirs = (in_child({**job, "model": str(model)}) for model in (path, merged))
+    ours, theirs = in_one_child(*({**job, "model": str(model)} for model in (path, merged)))
     assert [answer.tokens for answer in ours] == [answer.tokens for answer in theirs]
 
 
@@ -169,10 +169,11 @@ def test_tensor_parallel(tmp_path):
     names = ["math+swahili", "base", "patchwork", "math", "math+swahili", "math+bengali", "swahili", "patchwork"]
     merged = merge(Family.load(path), "patchwork", tmp_path / "merged")
 
-    def found(model: Path, **options: Any) -> list[Answer]:
-        return in_child({"model": str(model), "names": names, "options": {"tensor_parallel_size": 2, **options}})
+    def job(model: Path, **options: Any) -> dict[str, Any]:
+        return {"model": str(model), "names": names, "options": {"tensor_parallel_size": 2, **options}}
 
-    theirs, packed, in_arena = found(merged), found(archived(path, "math", "bengali")), found(path, pages="arena")
+    jobs = job(merged), job(archived(path, "math", "bengali")), job(path, pages="arena")
+    theirs, packed, in_arena = in_one_child(*jobs)
     for i in (i for i, name in enumerate(names) if name == "patchwork"):
         assert packed[i].tokens == theirs[i].tokens
     # Where a CPU has AMX, torch's product and the packed one are rounded otherwise.
@@ -210,9 +211,8 @@ def test_pages_packed_by_as_many_threads_as_compute(tmp_path):
     shape = {"hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 8, "num_key_value_heads": 2}
     path = make_family(tmp_path, "qwen2", depth=4, experts={"math": "task", "swahili": "language"}, **shape)
     merged, names = merge(Family.load(path), "math+swahili", tmp_path / "merged"), ["math+swahili"] * 8
-    two = {"OMP_NUM_THREADS": "2"}
-    expected = in_child({"model": str(merged), "names": names, "options": {}}, **two)
-    found = in_child({"model": str(path), "names": names, "options": {}}, **two)
+    jobs = ({"model": str(model), "names": names, "options": {}} for model in (merged, path))
+    expected, found = in_one_child(*jobs, OMP_NUM_THREADS="2")
     assert [answer.tokens for answer in found] == [answer.tokens for answer in expected]
     assert distance(found, expected) < 0.01
 
