@@ -1,10 +1,10 @@
 """app: the `layerloom` command. What its commands need is imported when one is called: help comes at once."""
 
-import gc
 from typing import Annotated
 
 import typer
 
+from layerloom.server import importing
 from layerloom.server.http import quiet
 from layerloom.server.versions import installed, vllm_version
 
@@ -13,8 +13,7 @@ from .group import DEBUG, Commands
 
 # vLLM's processes begin with what their parent's main module is: this.
 quiet.join(started=True)
-# What vLLM's import makes stays. To look through it after every 700 objects is a sixth of the import, in each process.
-gc.set_threshold(50_000, 20, 20)
+importing.begin()
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 

@@ -22,6 +22,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmb
 from vllm.model_executor.model_loader import register_model_loader
 
 from layerloom.composer import ComposeError
+from layerloom.server import importing
 from layerloom.server.options import OURS
 from layerloom.server.versions import NEWEST, OLDEST, WANTED
 
@@ -73,6 +74,7 @@ class LayerloomConfig(QuantizationConfig):
 
 def register() -> None:
     """Entry point `vllm.general_plugins`. Changes no number of an engine that does not ask for layerloom."""
+    importing.end()
     check_version(vllm.__version__)
     if torch.cpu._is_amx_tile_supported():
         # vLLM's attention uses AMX and never asks Linux for it: where nothing else has, SIGILL ends the worker.

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from layerloom.server import importing
+
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -27,8 +29,7 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
 }
 TESTS = Path(__file__).resolve().parent.parent
-# vLLM's import is a sixth shorter where garbage is not looked for after every 700 objects.
-gc.set_threshold(50_000, 20, 20)
+importing.begin()
 PROMPTS = torch.randint(3, 500, (8, 20), generator=torch.Generator().manual_seed(1)).tolist()
 
 

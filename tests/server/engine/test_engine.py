@@ -1,5 +1,6 @@
 """What the engine refuses, at start and on use, and that it goes on afterwards."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from pico import ARCHITECTURES, make_family
 from vllm.lora.request import LoRARequest
 
 from layerloom.composer import ComposeError, Family, UnknownName, merge
+from layerloom.server import importing
 from layerloom.server.engine.plugin import check_version
 
 pytestmark = pytest.mark.usefixtures("engine_environment")
@@ -59,6 +61,17 @@ def test_what_fails_leaves_the_engine_alive(path, runtime):
     assert engine.remove_lora(adapter_id)
     assert not engine.remove_lora(adapter_id)
     assert answer() == first
+
+
+def test_garbage_is_looked_for_as_before(runtime):
+    """Rarely while vLLM was imported, which engines.py has begun, and no longer."""
+    assert gc.get_threshold() == importing.BEFORE
+    gc.set_threshold(9000, 5, 5)
+    try:
+        importing.end()
+        assert gc.get_threshold() == (9000, 5, 5), "somebody's own"
+    finally:
+        gc.set_threshold(*importing.BEFORE)
 
 
 def test_more_compositions_than_fit_take_turns(path):
