@@ -1,7 +1,7 @@
 """importing: fewer looks for garbage while vLLM is imported.
 
-That makes a million objects that stay. Python goes through the young ones after every 700, and now and then through all,
-which is a sixth of the import in each of a server's processes.
+That makes a million objects that stay. Python goes through the young ones after every 700, and through all of them now
+and then, which is a sixth of the import in each of a server's processes.
 """
 
 import gc
