@@ -1,5 +1,6 @@
 """What `layerloom sweep` refuses of questions and of results that it is to go on with."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -64,7 +65,8 @@ def test_questions_that_cannot_be_asked(engine_environment: None, tmp_path: Path
 
     plain = tmp_path / "plain"
     shutil.copytree(DEMO, plain)
-    (plain / "base" / "chat_template.jinja").unlink()
+    config = plain / "base" / "tokenizer_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "chat_template": None}))
     fine = {"question": "Asha", "answer": "8"}
     cases = {
         "model takes 127": {"question": "Asha " * 120, "answer": "8 " * 9},
