@@ -52,7 +52,7 @@ class Message(BaseModel):
 class Question(BaseModel):
     """A line: {"question": …, "answer": …}, or `messages` in place of the question; `choices` hold the answer."""
 
-    question: str | None = Field(default=None, validation_alias=AliasChoices("question", "prompt"))
+    question: str | None = Field(default=None, min_length=1, validation_alias=AliasChoices("question", "prompt"))
     messages: Annotated[list[Message], Field(min_length=1)] | None = None
     answer: Text
     choices: list[Text] = Field(default=[])
@@ -83,11 +83,9 @@ def read_questions(path: Path) -> list[Question]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                found.append(Question.model_validate(json.loads(line)))
+                found.append(Question.model_validate_json(line))
             except ValidationError as error:
                 raise ComposeError(f"{path}: line {number}: {reason(error)}") from error
-            except (ValueError, RecursionError) as error:
-                raise ComposeError(f"{path}: line {number}: is no JSON: {error}") from error
     if not found:
         raise ComposeError(f'{path}: has no question; a line is {{"question": …, "answer": …}}')
     return found
@@ -98,6 +96,8 @@ def reason(error: ValidationError) -> str:
     detail = error.errors(include_url=False)[0]
     if detail["type"] == "model_type" and not detail["loc"]:
         return 'is no object; a line is {"question": …, "answer": …}'
+    if detail["type"] == "json_invalid":
+        return detail["msg"].replace("Invalid JSON", "is no JSON", 1)
     where = ".".join(map(str, detail["loc"]))
     return f"{where and f'{where}: '}{detail['msg'].removeprefix('Value error, ')}"
 
