@@ -213,8 +213,8 @@ def test_ranges_and_grids() -> None:
     names = grid(family, "sw+math", {"bottom": [0, 4, 8], "top": [0, 4], "transition": [0]})
     assert names == [f"math+swahili@bottom={b},top={t},transition=0" for b, t in ((0, 0), (0, 4), (4, 0), (4, 4))]
     # Those of zones that are larger than the model are not even looked at.
-    every = numbers("top", "0..999")
-    assert len(grid(family, "math+swahili", {"bottom": every, "top": every, "transition": every})) > 100
+    every, some = (dict.fromkeys(("bottom", "top", "transition"), numbers("top", text)) for text in ("0..999", "0..8"))
+    assert grid(family, "math+swahili", every) == grid(family, "math+swahili", some)
     # The same weights under another name are asked once.
     assert len(grid(family, "math+swahili", {"bottom": [2], "top": [2], "weight": ["0.5", "0.25"]})) == 1
 
