@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
 
 from layerloom.composer import ComposeError
 from layerloom.composer.files import naming
@@ -24,6 +26,24 @@ Answered = dict[tuple[str, int], dict[str, float]]
 
 Ask = Callable[[Sequence[str], Sequence[int]], Answered]
 """What has these recipes answer these questions."""
+
+
+class Head(BaseModel):
+    """The first line of a sweep's scores: the digest of what was asked."""
+
+    of: str
+
+
+class Line(BaseModel):
+    """A later one."""
+
+    recipe: str
+    weights: str
+    question: int
+    scores: dict[str, float]
+
+
+Said = TypeVar("Said", bound=BaseModel)
 
 
 class Kept:
@@ -46,32 +66,27 @@ class Kept:
         with naming(self.file):
             # The last line may have been cut short.
             *lines, last = self.file.read_text(encoding="utf-8").split("\n")
-        number = 0
-        try:
-            for number, line in enumerate(lines, 1):
-                self._take(json.loads(line), number)
-        except ComposeError:
-            raise
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        if not lines or self._line(Head, 1, lines[0]).of != self.digest:
             raise ComposeError(
-                f"{self.file}: line {number} is none that a sweep writes: give another --output, or remove it"
-            ) from error
+                f"{self.file}: is of other questions, or asked otherwise: give another --output, or remove it"
+            )
+        for number, line in enumerate(lines[1:], 2):
+            said = self._line(Line, number, line)
+            # Of a recipe that the family has no more, nothing is asked.
+            with suppress(ComposeError):
+                if said.weights == self.weights(said.recipe):
+                    self.scores.setdefault(said.recipe, {})[said.question] = said.scores
         if last:
             with naming(self.file):
                 self.file.write_text("\n".join([*lines, ""]), encoding="utf-8")
 
-    def _take(self, said: Any, number: int) -> None:
-        if number == 1:
-            if said["of"] != self.digest:
-                raise ComposeError(
-                    f"{self.file}: is of other questions, or asked otherwise: give another --output, or remove it"
-                )
-            return
-        recipe, row, scores = said["recipe"], int(said["question"]), {k: float(v) for k, v in said["scores"].items()}
-        # Of a recipe that the family has no more, nothing is asked.
-        with suppress(ComposeError):
-            if said["weights"] == self.weights(recipe):
-                self.scores.setdefault(recipe, {})[row] = scores
+    def _line(self, kind: type[Said], number: int, line: str) -> Said:
+        try:
+            return kind.model_validate_json(line)
+        except ValidationError as error:
+            raise ComposeError(
+                f"{self.file}: line {number} is none that a sweep writes: give another --output, or remove it"
+            ) from error
 
     def add(self, found: Answered) -> None:
         with naming(self.file), self.file.open("a", encoding="utf-8") as file:

@@ -46,6 +46,10 @@ def test_results_that_are_damaged(tmp_path: Path, line: str) -> None:
         file.write(f"{line}\n")
     with pytest.raises(ComposeError, match=r"scores.jsonl: line 3 is none that a sweep writes: give another --output"):
         Kept(kept, "digest", str)
+    kept.write_text('{"sweep": 1, "of')
+    with pytest.raises(ComposeError, match=r"scores.jsonl: is of other questions"):
+        Kept(kept, "digest", str)
+    assert kept.read_text() == '{"sweep": 1, "of', "nothing of it is lost"
     kept.write_bytes(b"\xff\n")
     with pytest.raises(ComposeError, match=r"scores.jsonl: .*decode"):
         Kept(kept, "digest", str)
