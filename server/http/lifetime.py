@@ -1,8 +1,11 @@
 """lifetime: how a server ends: after its requests when asked to, soon and with an error when its engine has died."""
 
 import asyncio
+import faulthandler
 import os
 import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from threading import Thread, Timer
 
 import psutil
@@ -23,6 +26,12 @@ GRACE = 3
 AT_ONCE = 5.0
 """Seconds from the engine's death to the server's, whatever still hangs."""
 
+WITHOUT_ENGINES = AT_ONCE + GRACE
+"""Seconds that a process may take to end whose servers have `AT_ONCE`."""
+
+serves = False
+"""Whether this process is a server: then its Lifetime sees to its end."""
+
 failed = False
 """Whether this process' engine has died: then its exit status must say so."""
 
@@ -34,6 +43,8 @@ class Lifetime:
     """
 
     def __init__(self, client: EngineClient, leases: Leases, state: State, embedded: bool = False) -> None:
+        global serves
+        serves = True
         self.client = client
         self.embedded = embedded
         self.leases = leases
@@ -42,7 +53,9 @@ class Lifetime:
         self._loop = asyncio.get_running_loop()
         self._shutdown = client.shutdown
         client.shutdown = self.shutdown
-        self._engines = engines_of_parent() if client.engine_core.resources.engine_manager is None else []
+        # Where one process has started several servers vLLM tells these of no death.
+        alone = client.engine_core.resources.engine_manager is not None
+        self._engines = [] if alone else engines_among(psutil.Process(os.getppid()).children())
         # On a thread: a loop that is behind with its streams must not keep the server from ending.
         Thread(target=self._watch_engine, name="layerloom-engine", daemon=True).start()
 
@@ -103,10 +116,32 @@ class Lifetime:
         self.client.output_processor.propagate_error(EngineDeadError())
 
 
-def engines_of_parent() -> list[psutil.Process]:
-    """The engines beside this process, where one process has started several servers: vLLM tells these of no death."""
-    siblings = psutil.Process(os.getppid()).children()
-    return [process for process in siblings if "EngineCore" in " ".join(process.cmdline())]
+def end_after_engines(started: Callable[[], list[psutil.Process]]) -> None:
+    """Ends a process that is no server soon after the last engine it has started, whatever it still waits for.
+
+    `started` are its processes, none before all of them are up.
+    """
+
+    def watch() -> None:
+        while not started():
+            time.sleep(LOOK)
+        engines = engines_among(started())
+        while not all(map(has_ended, engines)):
+            time.sleep(LOOK)
+        if engines and not serves:
+            # Not a Timer: it needs no Python, whose own end can hang, and says where it does.
+            faulthandler.dump_traceback_later(WITHOUT_ENGINES, exit=True)
+
+    Thread(target=watch, name="layerloom-engines", daemon=True).start()
+
+
+def engines_among(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    found = []
+    for process in processes:
+        with suppress(psutil.Error):
+            if "EngineCore" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def has_ended(process: psutil.Process) -> bool:

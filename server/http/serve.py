@@ -96,6 +96,7 @@ def run(family: Family, args: Any, startup: Startup) -> None:
     forward_hangups()
     watch_for_second()
     end_at_once(startup.stop)
+    lifetime.end_after_engines(lambda: startup.processes)
     # As vLLM's own command has it: what has threads is not to be forked.
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
     os.environ[RUNTIME_LOADING] = "0"

@@ -1,7 +1,10 @@
 """Processes that die and servers that are told to end: nobody hangs, and the exit status says what happened."""
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -116,7 +119,7 @@ def test_a_death_ends_the_server_and_every_request(
     with capfd.disabled():
         print(f"\n{case}: exit status {status} after {ended:.1f} s, all processes gone after {gone:.1f} s")
     assert status not in (0, -signal.SIGKILL), server.tail()
-    assert ended < AT_ONCE and gone < AT_ONCE + 5
+    assert ended < AT_ONCE and gone < AT_ONCE + 5, server.tail()
     for code, text in answers[: len(some.firsts)]:
         # Answered before, told, or cut off when the server ended; the last is the best that two servers can do.
         assert code in (200, 503, 0), text
@@ -158,3 +161,30 @@ def test_sigterm_lets_requests_end_but_not_for_ever(family: Path, tmp_path: Path
         for future in long:
             count, end = future.result(AT_ONCE)
             assert count and end != "[DONE]"
+
+
+STUCK = """
+import atexit, subprocess, sys, time
+import psutil
+from layerloom.server.http.lifetime import end_after_engines
+
+engine = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", "EngineCore"])
+end_after_engines(lambda: [psutil.Process(engine.pid)])
+atexit.register(time.sleep, 600)
+print(engine.pid, flush=True)
+engine.wait()
+"""
+
+
+def test_who_has_started_an_engine_does_not_outlive_it_for_long() -> None:
+    """Not even in Python's own end, in which something waits."""
+    with subprocess.Popen([sys.executable, "-c", STUCK], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            engine = int(process.stdout.readline())
+            with pytest.raises(subprocess.TimeoutExpired):
+                process.wait(2)
+            os.kill(engine, signal.SIGKILL)
+            assert process.wait(3 * AT_ONCE) == 1
+        finally:
+            process.kill()
