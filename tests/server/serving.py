@@ -22,7 +22,7 @@ START_LIMIT = 600.0
 STOP_LIMIT = 60.0
 COMMAND = Path(sys.executable).with_name("layerloom")
 # Small, quick to start, and one compute thread: the tests share the machine with the server.
-OPTIONS = ("--host", "127.0.0.1", "--kv-cache-memory-bytes", "1G", "--enforce-eager")
+OPTIONS = ("--host", "127.0.0.1", "--kv-cache-memory-bytes", "256M", "--enforce-eager")
 PATIENT = {"VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "60"}
 """After 5 s, its default, the server closes connections that say nothing, those of a machine that stood still, too."""
 
