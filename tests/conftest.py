@@ -11,6 +11,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# It goes before the option that says how large a KV cache is; a gigabyte for each of the small engines takes long.
+os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)
 
 from pathlib import Path
 from typing import Any

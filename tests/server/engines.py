@@ -20,7 +20,6 @@ from layerloom.server import importing
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_LOGGING_STREAM": "ext://sys.stderr",
@@ -60,16 +59,20 @@ def run(model: Path, *batches: tuple[Any, Any, Any], **options: Any) -> list[lis
         llm = LLM(str(model), **settings(options))
         return [llm.generate(ids, params, use_tqdm=False) for _, ids, params in batches]
 
+    gc.freeze()
     try:
-        # vLLM collects garbage some nine times for each engine, and looks at all that was ever imported each time.
-        with mock.patch.object(gc, "collect"):
+        with without_collecting():
             return generated()
     finally:
-        gc.unfreeze()
         gc.collect()
         if torch.distributed.is_initialized():
-            with mock.patch.object(gc, "collect"):
+            with without_collecting():
                 cleanup_dist_env_and_memory()
+
+
+def without_collecting() -> Any:
+    """vLLM collects garbage some nine times for each engine, and looks at all that was ever imported each time."""
+    return mock.patch.multiple(gc, collect=mock.DEFAULT, freeze=mock.DEFAULT, unfreeze=mock.DEFAULT)
 
 
 def settings(options: dict[str, Any]) -> dict[str, Any]:

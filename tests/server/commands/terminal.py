@@ -73,6 +73,12 @@ def ordinary() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(ours)}
 
 
+def _take_terminal() -> None:
+    ioctl(0, termios.TIOCSCTTY, 0)
+    # Whoever has started the tests in the background of a script has had it ignored.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def terminal(*words: object, size: tuple[int, int] = (80, 24), **environment: str) -> Iterator[Terminal]:
     """The command on a terminal of so many columns and lines; its processes are gone afterwards."""
@@ -85,7 +91,7 @@ def terminal(*words: object, size: tuple[int, int] = (80, 24), **environment: st
         stdout=theirs,
         stderr=theirs,
         start_new_session=True,
-        preexec_fn=lambda: ioctl(0, termios.TIOCSCTTY, 0),
+        preexec_fn=_take_terminal,
         env={**ordinary(), "TERM": "xterm-256color", **environment},
     )
     os.close(theirs)
