@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from threading import Event, Thread
 from typing import Any
 
 import httpx
@@ -138,32 +137,6 @@ def members(group: int) -> list[psutil.Process]:
 def processes(server: Server, title: str) -> list[psutil.Process]:
     """Those of a server's with this in their title."""
     return [process for process in members(server.process.pid) if title in " ".join(process.cmdline())]
-
-
-class Stopwatch:
-    """Seconds that the machine has run since. A shared one stands still now and then, which is nobody's fault here."""
-
-    TICK, MOST = 0.05, 0.5
-
-    def __init__(self) -> None:
-        self.seconds = self.stood = 0.0
-        self._over = Event()
-        self._thread = Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> "Stopwatch":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-
-    def _run(self) -> None:
-        last = time.monotonic()
-        while not self._over.wait(self.TICK):
-            now = time.monotonic()
-            self.seconds += min(now - last, self.MOST)
-            self.stood += max(now - last - self.MOST, 0.0)
-            last = now
 
 
 def free_port() -> int:
