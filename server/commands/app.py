@@ -14,6 +14,7 @@ from .group import DEBUG, Commands
 # vLLM's processes begin with what their parent's main module is: this.
 quiet.join(started=True)
 importing.begin()
+importing.spare_the_end()
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 
