@@ -129,7 +129,7 @@ def end_after_engines(started: Callable[[], list[psutil.Process]]) -> None:
         while not all(map(has_ended, engines)):
             time.sleep(LOOK)
         if engines and not serves:
-            # Not a Timer: it needs no Python, whose own end can hang, and says where it does.
+            # Not a Timer: it needs no Python, whose own end can hang.
             faulthandler.dump_traceback_later(WITHOUT_ENGINES, exit=True)
 
     Thread(target=watch, name="layerloom-engines", daemon=True).start()
