@@ -125,10 +125,10 @@ def end_after_engines(started: Callable[[], list[psutil.Process]]) -> None:
     def watch() -> None:
         while not started():
             time.sleep(LOOK)
-        engines = engines_among(started())
+        engines = [] if serves else engines_among(started())
         while not all(map(has_ended, engines)):
             time.sleep(LOOK)
-        if engines and not serves:
+        if engines:
             # Not a Timer: it needs no Python, whose own end can hang.
             faulthandler.dump_traceback_later(WITHOUT_ENGINES, exit=True)
 

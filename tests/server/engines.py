@@ -64,6 +64,7 @@ def run(model: Path, *batches: tuple[Any, Any, Any], **options: Any) -> list[lis
         llm = LLM(str(model), **settings(options))
         return [llm.generate(ids, params, use_tqdm=False) for _, ids, params in batches]
 
+    # For the one collection below to look at what this engine has made, and at nothing that was there before.
     gc.freeze()
     try:
         with without_collecting(), mock.patch(IN_A_PROCESS, lambda look: look()):
