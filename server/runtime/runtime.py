@@ -84,7 +84,10 @@ class Runtime:
         self.close()
 
     def close(self) -> None:
-        """Ends the engine with its threads and processes, and frees its memory. Later calls raise RuntimeError."""
+        """Ends the engine with its threads and processes, and frees its memory. Later calls raise RuntimeError.
+
+        So they do when the engine has died; calls that were running then raise its own error, vLLM's EngineDeadError.
+        """
         self._end()
 
     @property
@@ -101,8 +104,9 @@ class Runtime:
         mapping, too. The text of prompt i is [i].outputs[0].text. Unknown names raise UnknownName before anything runs.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        llm = self.llm
         plans = self._plans(model, "prompts", prompts, lambda prompt: turns_in(prompt, self._decode))
-        return self._run(self.llm.enqueue, plans, prompts, params, sampling)
+        return self._run(llm.enqueue, plans, prompts, params, sampling)
 
     def chat(
         self,
@@ -118,6 +122,7 @@ class Runtime:
         The rest is as in `generate`; `template` are more arguments of vLLM's LLM.chat, such as chat_template_kwargs
         or tools.
         """
+        llm = self.llm
         single = bool(messages) and isinstance(messages[0], Mapping)
         conversations = [messages] if single else list(messages)
 
@@ -127,11 +132,9 @@ class Runtime:
                 # One by one, as vLLM has one chat template for a call.
                 for row, sampled, request in zip(rows, params, lora_request, strict=True):
                     SPEAKING.set(None if request is None else self._voices.of(request.lora_name))
-                    ids += self.llm.enqueue_chat(
-                        [row], [sampled], lora_request=[request], **options, **(template or {})
-                    )
+                    ids += llm.enqueue_chat([row], [sampled], lora_request=[request], **options, **(template or {}))
             except BaseException:
-                self.llm.llm_engine.abort_request([request_id.partition("-")[0] for request_id in ids])
+                llm.llm_engine.abort_request([request_id.partition("-")[0] for request_id in ids])
                 raise
             return ids
 
@@ -206,10 +209,9 @@ class Runtime:
 
     def _hold(self, request: LoRARequest, holder: str) -> bool:
         """Whether all workers have the composition for `holder` now. Waits while they read its files."""
-        tell = partial(self.llm.llm_engine.collective_rpc, "hold_composition")
         arguments = request.lora_name, request.lora_path, request.lora_int_id, holder
         while True:
-            answers = dict(self._stepper.ask(partial(tell, args=arguments)))
+            answers = dict(self._tell("hold_composition", *arguments))
             if REFUSED in answers:
                 raise ComposeError(f"{request.lora_name} could not be assembled: {answers[REFUSED]}")
             if BUSY in answers:
@@ -222,8 +224,11 @@ class Runtime:
     def _release(self, request: LoRARequest, holder: str) -> None:
         # An engine that has ended holds nothing.
         with suppress(Exception):
-            tell = partial(self.llm.llm_engine.collective_rpc, "release_composition")
-            self._stepper.ask(partial(tell, args=(request.lora_path, request.lora_int_id, holder)))
+            self._tell("release_composition", request.lora_path, request.lora_int_id, holder)
+
+    def _tell(self, method: str, *arguments: Any) -> list[Any]:
+        """What the workers answer to a method of theirs."""
+        return self._stepper.ask(lambda: self.llm.llm_engine.collective_rpc(method, args=arguments))
 
 
 def _start(settings: dict[str, Any]) -> Stepper:

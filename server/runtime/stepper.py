@@ -33,7 +33,8 @@ class Stepper:
 
     Everything that touches the engine happens on one thread, its own: vLLM ties the engine to the thread that builds
     it (device, cores, OpenMP's threads), and Ctrl-C, which reaches the main thread, never cuts a step in two. Callers
-    wait. An error in a step ends the engine and reaches all of them; any other error only who made it.
+    wait. An error in a step, or an engine found dead, ends it all and reaches every one of them; any other error only
+    who made it.
     """
 
     def __init__(self, build: Callable[[], LLM]) -> None:
@@ -61,7 +62,7 @@ class Stepper:
 
     @property
     def llm(self) -> LLM:
-        if self._llm is None:
+        if self._llm is None or self._over is not None:
             raise RuntimeError(f"this runtime has ended ({self._over}): make another")
         return self._llm
 
@@ -73,7 +74,7 @@ class Stepper:
             try:
                 future.set_result(question())
             except BaseException as error:
-                future.set_exception(error)
+                self._refuse(future, error)
 
         return self._answer(job, future)
 
@@ -88,7 +89,7 @@ class Stepper:
                 self._calls |= dict.fromkeys(call.ids, call)
                 self._hand_out(call)
             except BaseException as error:
-                call.future.set_exception(error)
+                self._refuse(call.future, error)
 
         try:
             return self._answer(job, call.future)
@@ -108,7 +109,8 @@ class Stepper:
         self._jobs.put(job)
         while not wait([future], POLL).done:
             if not self._thread.is_alive() and not future.done():
-                raise RuntimeError(f"this runtime has ended ({self._over}): make another") from self._over
+                assert self._over is not None
+                raise self._over
             self._wake_if_killed()
         return future.result()
 
@@ -137,6 +139,11 @@ class Stepper:
         try:
             job()
         except BaseException as error:
+            self._end(error)
+
+    def _refuse(self, future: "Future[T]", error: BaseException) -> None:
+        future.set_exception(error)
+        if isinstance(error, EngineDeadError):
             self._end(error)
 
     def _step(self) -> None:

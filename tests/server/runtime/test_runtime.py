@@ -223,27 +223,39 @@ def test_a_script_that_the_engines_processes_import_again(tmp_path, snippet):
 
 
 KILLED = """
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from time import monotonic, sleep
 import psutil
 from layerloom.server import Runtime
 
-def main():
-    with Runtime("demo", kv_cache_memory_bytes=2**30, enforce_eager=True, max_num_seqs=4) as runtime:
-        question = "Asha ana ndizi 5. Asha ananunua ndizi 3. Sasa Asha ana ndizi ngapi?"
-        print(runtime.generate("math+swahili", question + "\\n", max_tokens=4)[0].outputs[0].text)
-        with ThreadPoolExecutor(4) as pool:
-            asked = [pool.submit(runtime.generate, "math", [question] * 50, max_tokens=200, ignore_eos=True)
-                     for _ in range(4)]
-            sleep(0.5)
-            begin = monotonic()
-            (engine,) = [child for child in psutil.Process().children() if "EngineCore" in " ".join(child.cmdline())]
-            engine.kill()
-            print([type(future.exception()).__name__ for future in asked], monotonic() - begin < 10)
+QUESTION = "Asha ana ndizi 5. Asha ananunua ndizi 3. Sasa Asha ana ndizi ngapi?"
+
+def killed(runtime, first=None):
+    (engine,) = [child for child in psutil.Process().children() if "EngineCore" in " ".join(child.cmdline())]
+    if first is not None:
+        engine.send_signal(first)
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(runtime.generate, "math", [QUESTION] * 50, max_tokens=200, ignore_eos=True)
+                 for _ in range(4)]
+        sleep(0.5)
+        begin = monotonic()
+        engine.kill()
+        print([type(future.exception()).__name__ for future in asked], monotonic() - begin < 10)
+    for call in (runtime.generate, runtime.chat):
         try:
-            runtime.generate("math", question)
+            call("math", QUESTION)
         except RuntimeError as error:
             print(error)
+
+def main():
+    options = {"kv_cache_memory_bytes": 2**26, "enforce_eager": True, "max_num_seqs": 4}
+    with Runtime("demo", **options) as runtime:
+        print(runtime.generate("math+swahili", QUESTION + "\\n", max_tokens=4)[0].outputs[0].text)
+        killed(runtime)
+    # It answers nothing: not even that a composition is in memory, after which requests would run.
+    with Runtime("demo", **options) as runtime:
+        killed(runtime, signal.SIGSTOP)
 
 if __name__ == "__main__":
     main()
@@ -253,7 +265,9 @@ if __name__ == "__main__":
 def test_an_engine_that_is_killed(tmp_path):
     status, printed, said = script(tmp_path / "killed.py", KILLED, **SPAWNED)
     assert status == 0, said[-2000:]
-    answer, errors, after = printed.splitlines()
-    assert answer == "8"
-    assert errors == f"{['EngineDeadError'] * 4} True"
-    assert after.startswith("this runtime has ended (EngineCore") and after.endswith("make another")
+    answer, *rest = printed.splitlines()
+    assert answer == "8" and len(rest) == 6
+    for errors, *after in (rest[:3], rest[3:]):
+        assert errors == f"{['EngineDeadError'] * 4} True"
+        for line in after:
+            assert line.startswith("this runtime has ended (EngineCore") and line.endswith("make another")
