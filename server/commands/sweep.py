@@ -132,7 +132,7 @@ def sweep(
         from layerloom.server.sweep.search import Search
 
         searched = Search(loaded, pair, ranges, search, seed, kinds)
-    kept = Kept(output / "scores.jsonl", digest, lambda name: loaded.plan(name).digest)
+    kept = Kept(output / "scores.jsonl", digest, cache(lambda name: loaded.plan(name).digest))
     rows = range(min(screen or len(questions), len(questions)))
     later = range(len(questions))
     count = trials if search else len(names)
