@@ -86,7 +86,7 @@ class Runtime:
     def close(self) -> None:
         """Ends the engine with its threads and processes, and frees its memory. Later calls raise RuntimeError.
 
-        So they do when the engine has died; calls that were running then raise its own error, vLLM's EngineDeadError.
+        So they do when the engine has died; calls that were running then raise what ended it, such as EngineDeadError.
         """
         self._end()
 

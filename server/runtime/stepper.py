@@ -142,6 +142,10 @@ class Stepper:
             self._end(error)
 
     def _refuse(self, future: "Future[T]", error: BaseException) -> None:
+        # Of an engine in this process, whose workers may die, vLLM raises what has come of it.
+        core = None if self._llm is None else getattr(self._llm.llm_engine.engine_core, "engine_core", None)
+        if core is not None and getattr(core.model_executor, "is_failed", False):
+            error = EngineDeadError(suppress_context=True)
         future.set_exception(error)
         if isinstance(error, EngineDeadError):
             self._end(error)

@@ -232,7 +232,7 @@ from layerloom.server import Runtime
 QUESTION = "Asha ana ndizi 5. Asha ananunua ndizi 3. Sasa Asha ana ndizi ngapi?"
 
 def killed(runtime, first=None):
-    (engine,) = [child for child in psutil.Process().children() if "EngineCore" in " ".join(child.cmdline())]
+    engine = [child for child in psutil.Process().children() if "VLLM::" in " ".join(child.cmdline())][-1]
     if first is not None:
         engine.send_signal(first)
     with ThreadPoolExecutor(4) as pool:
@@ -257,17 +257,33 @@ def main():
     with Runtime("demo", **options) as runtime:
         killed(runtime, signal.SIGSTOP)
 
+def of_two():
+    options = {"kv_cache_memory_bytes": 2**26, "enforce_eager": True, "max_num_seqs": 4, "tensor_parallel_size": 2}
+    with Runtime("demo", **options) as runtime:
+        killed(runtime, signal.SIGSTOP)
+
 if __name__ == "__main__":
-    main()
+    WHAT()
 """
 
 
 def test_an_engine_that_is_killed(tmp_path):
-    status, printed, said = script(tmp_path / "killed.py", KILLED, **SPAWNED)
+    status, printed, said = script(tmp_path / "killed.py", KILLED.replace("WHAT", "main"), **SPAWNED)
     assert status == 0, said[-2000:]
     answer, *rest = printed.splitlines()
     assert answer == "8" and len(rest) == 6
-    for errors, *after in (rest[:3], rest[3:]):
-        assert errors == f"{['EngineDeadError'] * 4} True"
-        for line in after:
-            assert line.startswith("this runtime has ended (EngineCore") and line.endswith("make another")
+    for lines in (rest[:3], rest[3:]):
+        assert has_died(lines)
+
+
+def test_a_worker_of_two_that_is_killed(tmp_path):
+    status, printed, said = script(tmp_path / "killed.py", KILLED.replace("WHAT", "of_two"))
+    assert status == 0, said[-2000:]
+    assert has_died([line for line in printed.splitlines() if not line.startswith("(")])
+
+
+def has_died(said: list[str]) -> bool:
+    """Whether four callers were told, and the two after them."""
+    errors, *after = said
+    told = [line.startswith("this runtime has ended (EngineCore") and line.endswith("make another") for line in after]
+    return errors == f"{['EngineDeadError'] * 4} True" and told == [True, True]
