@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from threading import Thread, current_thread
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from vllm import LLM, RequestOutput
 from vllm.distributed import cleanup_dist_env_and_memory
@@ -66,6 +66,11 @@ class Stepper:
             raise RuntimeError(f"this runtime has ended ({self._over}): make another")
         return self._llm
 
+    @property
+    def _core(self) -> Any:
+        llm = self._llm
+        return None if llm is None else llm.llm_engine.engine_core
+
     def ask(self, question: Callable[[], T]) -> T:
         """What `question` returns or raises, on the engine's thread, between two steps."""
         future: Future[T] = Future()
@@ -116,8 +121,8 @@ class Stepper:
 
     def _wake_if_killed(self) -> None:
         """vLLM leaves those who wait for an engine process that was killed waiting for ever."""
-        core = None if self._llm is None else self._llm.llm_engine.engine_core
-        if core is not None and hasattr(core, "resources") and core.resources.engine_dead:
+        core = self._core
+        if hasattr(core, "resources") and has_died(core):
             error = EngineDeadError(suppress_context=True)
             for asked in list(core.utility_results.values()):
                 with suppress(Exception):
@@ -142,13 +147,12 @@ class Stepper:
             self._end(error)
 
     def _refuse(self, future: "Future[T]", error: BaseException) -> None:
-        # Of an engine in this process, whose workers may die, vLLM raises what has come of it.
-        core = None if self._llm is None else getattr(self._llm.llm_engine.engine_core, "engine_core", None)
-        if core is not None and getattr(core.model_executor, "is_failed", False):
+        if has_died(self._core):
+            # In place of what has come of it.
             error = EngineDeadError(suppress_context=True)
-        future.set_exception(error)
-        if isinstance(error, EngineDeadError):
+            # Before its caller is told, who may come again at once.
             self._end(error)
+        future.set_exception(error)
 
     def _step(self) -> None:
         for output in self.llm.llm_engine.step():
@@ -176,3 +180,10 @@ class Stepper:
         self._llm = None
         del end
         gc.collect()
+
+
+def has_died(core: Any) -> bool:
+    """Whether an engine's process has, or, where it is in this one, a worker of its own."""
+    if hasattr(core, "resources"):
+        return bool(core.resources.engine_dead)
+    return hasattr(core, "engine_core") and getattr(core.engine_core.model_executor, "is_failed", False)

@@ -231,6 +231,8 @@ from layerloom.server import Runtime
 
 QUESTION = "Asha ana ndizi 5. Asha ananunua ndizi 3. Sasa Asha ana ndizi ngapi?"
 
+OPTIONS = {"kv_cache_memory_bytes": 2**26, "enforce_eager": True, "max_num_seqs": 4}
+
 def killed(runtime, first=None):
     engine = [child for child in psutil.Process().children() if "VLLM::" in " ".join(child.cmdline())][-1]
     if first is not None:
@@ -249,17 +251,15 @@ def killed(runtime, first=None):
             print(error)
 
 def main():
-    options = {"kv_cache_memory_bytes": 2**26, "enforce_eager": True, "max_num_seqs": 4}
-    with Runtime("demo", **options) as runtime:
+    with Runtime("demo", **OPTIONS) as runtime:
         print(runtime.generate("math+swahili", QUESTION + "\\n", max_tokens=4)[0].outputs[0].text)
         killed(runtime)
     # It answers nothing: not even that a composition is in memory, after which requests would run.
-    with Runtime("demo", **options) as runtime:
+    with Runtime("demo", **OPTIONS) as runtime:
         killed(runtime, signal.SIGSTOP)
 
 def of_two():
-    options = {"kv_cache_memory_bytes": 2**26, "enforce_eager": True, "max_num_seqs": 4, "tensor_parallel_size": 2}
-    with Runtime("demo", **options) as runtime:
+    with Runtime("demo", tensor_parallel_size=2, **OPTIONS) as runtime:
         killed(runtime, signal.SIGSTOP)
 
 if __name__ == "__main__":
@@ -279,7 +279,7 @@ def test_an_engine_that_is_killed(tmp_path):
 def test_a_worker_of_two_that_is_killed(tmp_path):
     status, printed, said = script(tmp_path / "killed.py", KILLED.replace("WHAT", "of_two"))
     assert status == 0, said[-2000:]
-    assert has_died([line for line in printed.splitlines() if not line.startswith("(")])
+    assert has_died(printed.splitlines())
 
 
 def has_died(said: list[str]) -> bool:
